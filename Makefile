@@ -1,0 +1,41 @@
+# `make demo` and `make test` set the machine up by themselves; `make` alone lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup renderer test test-fast lint format demo wheel clean
+
+PY := .venv/bin/python
+ARGS ?=
+# The renderer that scripts/setup.sh saw working; MUJOCO_GL in the environment wins.
+GL = MUJOCO_GL="$${MUJOCO_GL:-$$(cat .venv/mujoco_gl 2>/dev/null || echo egl)}"
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup:  ## .venv, Debian packages, renderer; instant when already done
+	@bash scripts/setup.sh
+
+renderer: setup
+	@[ -n "$$MUJOCO_GL" ] || [ -s .venv/mujoco_gl ] || \
+	    { echo "MuJoCo cannot render here: see setup's message above." >&2; exit 1; }
+
+test: setup  ## every test, the fast ones first (ARGS="-k reward")
+	@$(GL) $(PY) -m pytest -m "slow or not slow" $(ARGS)
+
+test-fast: setup  ## the tests that take seconds
+	@$(GL) $(PY) -m pytest $(ARGS)
+
+lint: setup  ## ruff, changing nothing
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+format: setup  ## ruff, fixing what it can
+	@$(PY) -m ruff check --fix . ; $(PY) -m ruff format .
+
+demo: renderer  ## examples/demo.py (ARGS="--help")
+	@$(GL) $(PY) examples/demo.py $(ARGS)
+
+wheel: setup  ## dist/torchrl_vip-*.whl
+	@$(PY) -m build --wheel --no-isolation
+
+clean:  ## caches and builds; .venv, runs and outputs stay
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

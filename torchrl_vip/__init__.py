@@ -1,0 +1,20 @@
+"""VIP for TorchRL: rewards for robots from nothing but a goal image."""
+
+from torchrl_vip.encoders import ENCODERS, FrozenEncoder, VIPEncoder
+from torchrl_vip.functional import goal_distance, goal_reward, preprocess, vip_loss
+from torchrl_vip.losses import VIPLoss
+from torchrl_vip.weights import CheckpointError, load_vip, save_vip
+
+__all__ = [
+    "ENCODERS",
+    "CheckpointError",
+    "FrozenEncoder",
+    "VIPEncoder",
+    "VIPLoss",
+    "goal_distance",
+    "goal_reward",
+    "load_vip",
+    "preprocess",
+    "save_vip",
+    "vip_loss",
+]

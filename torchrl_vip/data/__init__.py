@@ -1,0 +1,1 @@
+"""Video sources, samplers, augmentation and rendered demonstrations."""

@@ -1,0 +1,313 @@
+"""Networks that embed frames: preprocessing, backbone, linear head.
+
+``VIPEncoder`` is what is trained and saved; ``FrozenEncoder`` is the same map made fast for use.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from torchrl_vip.functional import check_range, preprocess, to_chw
+
+# name -> a backbone with random weights that maps [N, 3, S, S] to [N, F], without its classifier.
+ENCODERS: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": lambda: _headless(torchvision.models.resnet18()),
+    "resnet34": lambda: _headless(torchvision.models.resnet34()),
+    "resnet50": lambda: _headless(torchvision.models.resnet50()),
+}
+
+
+def _headless(network: ResNet) -> ResNet:
+    network.out_features = network.fc.in_features
+    network.fc = nn.Identity()
+    return network
+
+
+class VIPEncoder(nn.Module):
+    """Images to embeddings: preprocessing, backbone and a linear head.
+
+    Weights are random until something loads or trains them; :func:`torchrl_vip.load_vip` opens
+    trained ones.
+
+    Args:
+        backbone: a name in ``ENCODERS``, or any module that maps preprocessed frames (float
+            ``[N, 3, S, S]``, ImageNet-normalised) to ``[N, F]``.
+        dim: size D of the embedding, made by a linear head; None leaves the head out (D = F).
+        image_size: side S of the frames that the backbone sees, in pixels.
+        config: what is known of the weights (training data, licence, ``reward_scale``,
+            ``success_threshold``, ...): the further entries of a checkpoint's config.json.
+
+    Raises:
+        ValueError: a name that is not in ``ENCODERS``, or a backbone that does not return ``[N, F]``.
+
+    Examples:
+        >>> encoder = VIPEncoder("resnet18", dim=64, image_size=112).eval()
+        >>> encoder(torch.zeros(2, 120, 160, 3, dtype=torch.uint8)).shape
+        torch.Size([2, 64])
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet18",
+        *,
+        dim: int | None = None,
+        image_size: int = 224,
+        config: dict | None = None,
+    ):
+        super().__init__()
+        self.name = backbone if isinstance(backbone, str) else None
+        if isinstance(backbone, str):
+            if backbone not in ENCODERS:
+                raise ValueError(
+                    f"unknown backbone {backbone!r}; wanted one of {', '.join(ENCODERS)}, "
+                    "or an nn.Module."
+                )
+            backbone = ENCODERS[backbone]()
+        self.backbone = backbone
+        features = (
+            embedding_dim(backbone, image_size) if self.name is None else backbone.out_features
+        )
+        self.head = nn.Identity() if dim is None else nn.Linear(features, dim)
+        self.dim = dim or features
+        self.image_size = image_size
+        self.config = dict(config or {})
+
+    def embed(self, frames: Tensor) -> Tensor:
+        """Preprocessed frames, float ``[N, 3, S, S]``, to ``[N, D]``."""
+        return self.head(self.backbone(frames))
+
+    def forward(self, images: Tensor, *, channel_dim: int | None = None) -> Tensor:
+        """Embed images.
+
+        Args:
+            images: ``[*B, 3, H, W]`` or ``[*B, H, W, 3]``, uint8 0-255 or floating point in [0, 1].
+            channel_dim: -3 or -1 where the shape leaves the layout open.
+
+        Returns:
+            ``[*B, D]``, float32 (or what autocast makes of it).
+
+        Raises:
+            ValueError, TypeError: see ``functional.to_chw`` and ``functional.check_range``.
+        """
+        check_range(images)
+        frames = preprocess(images, self.image_size, channel_dim=channel_dim)
+        batch = frames.shape[:-3]
+        return self.embed(frames.flatten(0, -4) if batch else frames[None]).reshape(
+            *batch, self.dim
+        )
+
+
+def embedding_dim(network: nn.Module, image_size: int) -> int:
+    """D of a module that maps ``[N, 3, S, S]`` to ``[N, D]``: its ``dim``, or else by trying.
+
+    Raises:
+        ValueError: it returns something of another rank.
+    """
+    if isinstance(getattr(network, "dim", None), int):
+        return network.dim
+    reference = next(network.parameters(), torch.empty(0))
+    device = reference.device
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            try:  # No frame at all, so that a network that counts its frames is not misled.
+                z = network(torch.zeros(0, 3, image_size, image_size, device=device))
+                check_embedding(z, 0)
+            except Exception:
+                z = network(torch.zeros(1, 3, image_size, image_size, device=device))
+    finally:
+        network.train(training)
+    check_embedding(z, len(z) if isinstance(z, Tensor) and z.ndim else 1)
+    return z.shape[-1]
+
+
+def check_embedding(z: Tensor, n: int) -> None:
+    """Raise ValueError unless ``z`` is ``[n, D]``."""
+    if not isinstance(z, Tensor):
+        raise ValueError(f"the encoder returned {type(z).__name__}; wanted a tensor [N, D].")
+    if z.ndim != 2 or z.shape[0] != n:
+        raise ValueError(
+            f"the encoder returned shape {tuple(z.shape)} for {n} frames; wanted [N, D] = [{n}, D]. "
+            "Flatten or pool its spatial dimensions."
+        )
+
+
+def fold_batch_norm(network: ResNet) -> ResNet:
+    """A copy of a torchvision ResNet in evaluation mode, each batch norm folded into its convolution."""
+    network = copy.deepcopy(network).eval()
+
+    def fold(module: nn.Module, conv: str, norm: str) -> None:
+        if isinstance(getattr(module, norm), nn.BatchNorm2d):
+            folded = fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
+            setattr(module, conv, folded)
+            setattr(module, norm, nn.Identity())
+
+    fold(network, "conv1", "bn1")
+    for block in network.modules():
+        if isinstance(block, BasicBlock | Bottleneck):
+            for i in (1, 2, 3) if isinstance(block, Bottleneck) else (1, 2):
+                fold(block, f"conv{i}", f"bn{i}")
+            if block.downsample is not None:
+                fold(block.downsample, "0", "1")
+    return network.requires_grad_(False)
+
+
+def inference_dtype(config: dict, device: torch.device) -> torch.dtype:
+    """The fastest precision whose per-step reward on real roll-outs follows float32's.
+
+    bfloat16 where the checkpoint's config.json records a reward correlation of at least 0.99 with
+    float32 and the device computes it natively; float32 everywhere else.
+    """
+    if config.get("reward_correlation", {}).get("bfloat16", 0.0) < 0.99:
+        return torch.float32
+    return torch.bfloat16 if native_bfloat16(device) else torch.float32
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes bfloat16 in hardware; elsewhere it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+class FrozenEncoder(nn.Module):
+    """An encoder made ready for use: evaluation mode, no gradient, fast.
+
+    Batch norm is folded into the convolutions of torchvision ResNets (in a copy; every other
+    module is called as it is), weights are cast and laid out channels-last, large batches are cut.
+    One image's embedding never depends on the rest of its batch.
+
+    Args:
+        encoder: a VIPEncoder, or a module from preprocessed frames ``[N, 3, S, S]`` to ``[N, D]``.
+        image_size: S; None is the VIPEncoder's own, or 224.
+        dtype: of the network's arithmetic. None picks per device at run time, see
+            :func:`inference_dtype`. Modules that are called as they are run under autocast.
+        channels_last: memory format of frames and folded weights.
+        compile: ``torch.compile`` the network. Without a C++ compiler it falls back and says so.
+        chunk_size: at most so many frames in one forward; None cuts nowhere.
+
+    Raises:
+        ValueError: ``chunk_size`` below 1, or an encoder that does not return ``[N, D]``.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        image_size: int | None = None,
+        dtype: torch.dtype | None = None,
+        channels_last: bool = True,
+        compile: bool = False,
+        chunk_size: int | None = None,
+    ):
+        super().__init__()
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size is {chunk_size}; wanted a positive number or None.")
+        self.image_size = image_size or getattr(encoder, "image_size", None) or 224
+        self.dim = embedding_dim(encoder, self.image_size)
+        self.config = dict(getattr(encoder, "config", {}))
+        self.foldable = isinstance(encoder, VIPEncoder) and isinstance(encoder.backbone, ResNet)
+        if self.foldable:
+            self.backbone = fold_batch_norm(encoder.backbone)
+            self.head = copy.deepcopy(encoder.head).eval().requires_grad_(False)
+        else:
+            self.backbone, self.head = encoder, nn.Identity()
+        self.dtype = dtype
+        self.channels_last = channels_last
+        self.compile = compile
+        self.chunk_size = chunk_size
+        self._network: Callable[[Tensor], Tensor] | None = None  # made at first use
+        if dtype is not None and self.foldable:
+            self.backbone.to(dtype)
+        self.eval()
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the weights are; None for an encoder without weights."""
+        return next((p.device for p in self.parameters()), None)
+
+    def forward(self, images: Tensor, *, channel_dim: int | None = None) -> Tensor:
+        """Embed ``[*B, 3, H, W]`` or ``[*B, H, W, 3]`` images.
+
+        They are moved to the weights' device and the result comes back to theirs.
+
+        Returns:
+            float32 ``[*B, D]``.
+
+        Raises:
+            ValueError, TypeError: as :meth:`VIPEncoder.forward`, and for an encoder that returns
+                the wrong rank.
+        """
+        check_range(images)
+        images = to_chw(images, channel_dim)
+        batch = images.shape[:-3]
+        frames = images.reshape(batch.numel(), *images.shape[-3:])
+        if not len(frames):
+            return torch.zeros(*batch, self.dim, device=images.device)
+        z = [self._embed(chunk) for chunk in frames.split(self.chunk_size or len(frames))]
+        z = z[0] if len(z) == 1 else torch.cat(z)
+        return z.to(images.device).reshape(*batch, self.dim)
+
+    @torch.no_grad()
+    def _embed(self, images: Tensor) -> Tensor:
+        device = self.device or images.device
+        if self.backbone.training:
+            self.backbone.eval()
+        if self._network is None:
+            self._prepare(device)
+        frames = preprocess(images.to(device), self.image_size, channel_dim=-3)
+        weight = next((p for p in self.backbone.parameters() if p.is_floating_point()), frames)
+        frames = frames.to(weight.dtype)
+        if self.channels_last:
+            frames = frames.contiguous(memory_format=torch.channels_last)
+        autocast = not self.foldable and self.dtype not in (None, torch.float32)
+        with torch.autocast(device.type, self.dtype if autocast else None, enabled=autocast):
+            z = self._network(frames)
+        check_embedding(z, len(frames))
+        return self.head(z.to(torch.float32))
+
+    def _prepare(self, device: torch.device) -> None:
+        if self.foldable:
+            if self.dtype is None:
+                self.backbone.to(inference_dtype(self.config, device))
+            if self.channels_last:
+                self.backbone.to(memory_format=torch.channels_last)
+        self._network = self.backbone
+        if self.compile:
+            if device.type == "cpu" and not _cxx_compiler():
+                warnings.warn(
+                    "compile=True needs a C++ compiler (g++ or clang++, or $CXX) and found none: "
+                    "running without torch.compile.",
+                    stacklevel=2,
+                )
+            else:
+                # Frozen weights are constants to the compiler, which lays them out beforehand.
+                self._network = torch.compile(self.backbone, options={"freezing": True})
+
+    def _apply(self, fn, recurse=True):
+        self._network = None  # weights move or change type: lay out and compile anew
+        return super()._apply(fn, recurse)
+
+    def share_memory(self) -> FrozenEncoder:
+        """Put the weights, in their final precision, in memory shared between processes."""
+        self._prepare(self.device or torch.device("cpu"))
+        return super().share_memory()
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_network": None}  # a compiled function cannot be pickled
+
+
+def _cxx_compiler() -> str | None:
+    names = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
+    return next((found for name in names if name and (found := shutil.which(name))), None)

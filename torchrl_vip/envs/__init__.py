@@ -1,0 +1,1 @@
+"""Simulated suites, one ``make_env`` file each; every suite is an optional install."""

@@ -1,0 +1,1 @@
+"""How good a reward is: metrics of goal-distance curves."""

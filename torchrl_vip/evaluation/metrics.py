@@ -1,0 +1,58 @@
+"""Metrics of a goal-distance curve, in plain NumPy and SciPy. Distances are ``[T]``, t = 0 first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import stats
+
+
+def voc(distance: np.ndarray, kind: str = "spearman") -> float:
+    """Value-order correlation: of the time index with the value, minus the distance; in [-1, 1].
+
+    ``"spearman"`` is GVL's definition (arXiv 2411.04549), ``"pearson"`` Robometer's. A constant
+    curve orders nothing and counts 0.
+    """
+    distance = np.asarray(distance, dtype=np.float64)
+    if len(distance) < 2 or np.ptp(distance) == 0:
+        return 0.0
+    correlation = {"spearman": stats.spearmanr, "pearson": stats.pearsonr}[kind]
+    return float(correlation(np.arange(len(distance)), -distance).statistic)
+
+
+def bumps(distance: np.ndarray) -> float:
+    """Share of steps whose distance to the goal grows (VIP paper, Table 5); in [0, 1]."""
+    return float(np.mean(np.diff(distance) > 0))
+
+
+def bump_size(distance: np.ndarray) -> float:
+    """Sum of all growth, relative to the first distance."""
+    return float(np.clip(np.diff(distance), 0, None).sum() / max(distance[0], 1e-12))
+
+
+def progress(distance: np.ndarray) -> float:
+    """Final distance relative to the first one: 0 at the goal, 1 where nothing was gained."""
+    return float(distance[-1] / max(distance[0], 1e-12))
+
+
+def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """ROC-AUC: how often a positive scores above a negative; ties count half."""
+    p, n = np.asarray(positive)[:, None], np.asarray(negative)[None]
+    return float(np.mean((p > n) + 0.5 * (p == n)))
+
+
+def bootstrap(
+    values: Sequence[float],
+    statistic: Callable = np.mean,
+    *,
+    level: float = 0.95,
+    n: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Statistic and percentile-bootstrap interval over independent units (tasks, groups, seeds)."""
+    values = np.asarray(values, dtype=np.float64)
+    draws = np.random.default_rng(seed).integers(len(values), size=(n, len(values)))
+    samples = statistic(values[draws], axis=1)
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    return float(statistic(values)), float(low), float(high)

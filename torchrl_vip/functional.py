@@ -1,0 +1,298 @@
+"""The mathematics of VIP, pure: tensors in, tensors out.
+
+Shapes, once for the whole package: frames are ``[*B, 3, H, W]`` or ``[*B, H, W, 3]``, uint8 in
+0-255 or floating point in [0, 1]; embeddings are ``[*B, D]``; distances are Euclidean, in embedding
+units; rewards are ``[*B]`` here and ``[*B, 1]`` wherever a tensordict is involved.
+
+Source: Ma et al., "VIP: Towards Universal Visual Reward and Representation via Value-Implicit
+Pre-Training", ICLR 2023, arXiv 2210.00030.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+REWARD_FORMS = ("difference", "distance", "potential", "sparse")
+
+
+def resize_size(size: int) -> int:
+    """Shorter side, in pixels, of the resized frame that is cropped to ``size`` (256 for 224)."""
+    return round(size * 256 / 224)
+
+
+def to_chw(images: Tensor, channel_dim: int | None = None) -> Tensor:
+    """Frames with their channels first and without alpha; a view, values untouched.
+
+    Args:
+        images: ``[*B, C, H, W]`` or ``[*B, H, W, C]`` with C = 3, or 4 where the last is alpha.
+        channel_dim: -3 or -1 says where C is; None reads it off the shape.
+
+    Returns:
+        ``[*B, 3, H, W]``.
+
+    Raises:
+        ValueError: not an RGB image, or the shape leaves both layouts open.
+    """
+    shape = tuple(images.shape)
+    wanted = "wanted [*B, 3, H, W] or [*B, H, W, 3] (RGB; a fourth channel is taken for alpha)"
+    if images.ndim < 3:
+        raise ValueError(f"frames of shape {shape} are no images: {wanted}.")
+    if channel_dim is None:
+        # Three channels win over four, so that a 4-row RGB image is not taken for RGBA.
+        for channels in (3, 4):
+            found = [d for d in (-3, -1) if images.shape[d] == channels]
+            if len(found) == 2:
+                raise ValueError(
+                    f"frames of shape {shape} could be channel-first or channel-last: "
+                    "say which with channel_dim=-3 or channel_dim=-1."
+                )
+            if found:
+                channel_dim = found[0]
+                break
+        else:
+            raise ValueError(
+                f"frames of shape {shape} have no dimension of 3 colour channels: {wanted}. "
+                "Repeat a grey image three times: image.expand(..., 3, H, W)."
+            )
+    if channel_dim not in (-3, -1):
+        raise ValueError(f"channel_dim is {channel_dim}; wanted -3 (first) or -1 (last).")
+    if images.shape[channel_dim] not in (3, 4):
+        raise ValueError(
+            f"frames of shape {shape} have {images.shape[channel_dim]} channels in dimension "
+            f"{channel_dim}: {wanted}."
+        )
+    images = images.narrow(channel_dim, 0, 3).movedim(channel_dim, -3)
+    if 0 in images.shape[-2:]:
+        raise ValueError(f"frames of shape {shape} have no pixels: {wanted}.")
+    return images
+
+
+def check_range(images: Tensor) -> None:
+    """Refuse floating-point frames that are not in [0, 1]; the range is never guessed from values.
+
+    Raises:
+        TypeError: dtype is neither uint8 nor floating point.
+        ValueError: NaN, infinite or out of [0, 1].
+    """
+    if images.dtype == torch.uint8 or torch.compiler.is_compiling():
+        return  # reading a value back would break the graph
+    if not images.is_floating_point():
+        raise TypeError(
+            f"frames have dtype {images.dtype}; wanted uint8 (0-255) or floating point in [0, 1]."
+        )
+    if images.numel() == 0:
+        return
+    low, high = (v.item() for v in torch.aminmax(images))
+    # NaN fails every comparison. The margin forgives rounding in half precision.
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise ValueError(
+            f"floating-point frames lie in [{low:g}, {high:g}]; wanted [0, 1]. Pass uint8 frames "
+            "as they are, divide 0-255 floats by 255, and look for NaN in what made them."
+        )
+
+
+def preprocess(images: Tensor, size: int = 224, *, channel_dim: int | None = None) -> Tensor:
+    """The official preprocessing: shorter side to 256, centre crop 224, ImageNet statistics.
+
+    Other sizes keep the proportion 256 : 224. Source: facebookresearch/vip, ``vip/models``
+    (described there; nothing is copied).
+
+    Args:
+        images: ``[*B, 3, H, W]`` or ``[*B, H, W, 3]``, uint8 0-255 or floating point in [0, 1].
+            The range is not checked here (see :func:`check_range`), so that this compiles whole.
+        size: side of the square that is returned, in pixels.
+        channel_dim: see :func:`to_chw`.
+
+    Returns:
+        float32 ``[*B, 3, size, size]``, ImageNet-normalised.
+    """
+    unit = 255.0 if images.dtype == torch.uint8 else 1.0
+    images = to_chw(images, channel_dim)
+    batch, (height, width) = images.shape[:-3], images.shape[-2:]
+    frames = images.reshape(math.prod(batch), 3, height, width).to(torch.float32)
+    short = resize_size(size)
+    if min(height, width) != short and frames.shape[0]:
+        frames = F.resize(frames, [short], antialias=True)
+    frames = F.center_crop(frames, [size, size])
+    std = frames.new_tensor(IMAGENET_STD).view(3, 1, 1)
+    offset = frames.new_tensor(IMAGENET_MEAN).view(3, 1, 1) / std
+    return (frames * (1 / (unit * std)) - offset).reshape(*batch, 3, size, size)
+
+
+def goal_distance(z: Tensor, z_goal: Tensor) -> Tensor:
+    """Euclidean distance to the goal, ``-S(o; g)`` of the paper.
+
+    Args:
+        z: ``[*B, D]``, in embedding space.
+        z_goal: ``[*B, D]``, or any shape that broadcasts to it, such as ``[D]``. One dimension more
+            than ``z``, ``[*B, G, D]``, is a set of G goals of which the nearest counts.
+
+    Returns:
+        ``[*B]``, in embedding units, at least float32.
+
+    Raises:
+        ValueError: the embedding sizes differ.
+    """
+    if z.shape[-1] != z_goal.shape[-1]:
+        raise ValueError(
+            f"embedding of size {z.shape[-1]} (shape {tuple(z.shape)}) against a goal of size "
+            f"{z_goal.shape[-1]} (shape {tuple(z_goal.shape)}): embed both with the same encoder."
+        )
+    dtype = torch.promote_types(torch.promote_types(z.dtype, z_goal.dtype), torch.float32)
+    if z_goal.ndim == z.ndim + 1:
+        z = z.unsqueeze(-2)
+        return torch.linalg.vector_norm(z.to(dtype) - z_goal.to(dtype), dim=-1).amin(-1)
+    return torch.linalg.vector_norm(z.to(dtype) - z_goal.to(dtype), dim=-1)
+
+
+def goal_reward(
+    z: Tensor | TensorDictBase,
+    z_next: Tensor | None = None,
+    z_goal: Tensor | None = None,
+    *,
+    form: str = "difference",
+    scale: float = 1.0,
+    gamma: float = 0.98,
+    threshold: float | None = None,
+) -> Tensor:
+    """Reward of the step from o to o' for the goal g, with S(o; g) = -distance.
+
+    ========================  ========================================================
+    form
+    ========================  ========================================================
+    ``"difference"``          S(o') - S(o), the paper's (its section 3)
+    ``"distance"``            S(o')
+    ``"potential"``           gamma S(o') - S(o), shaping that keeps the optimal policy
+                              (Ng et al., ICML 1999)
+    ``"sparse"``              1 where the distance of o' is at most ``threshold``, else 0
+    ========================  ========================================================
+
+    Args:
+        z: embedding of o, ``[*B, D]``. Or a whole transition as a tensordict that holds
+            "vip_vec", ("next", "vip_vec") and "goal_embedding": so this function is the
+            ``reward_fn`` of :class:`torchrl.data.HERReplayBuffer` as it stands.
+        z_next: embedding of o', ``[*B, D]``.
+        z_goal: see :func:`goal_distance`.
+        form: one of the table.
+        scale: factor on the result (not on the 0 and 1 of ``"sparse"``).
+        gamma: discount of ``"potential"``, in (0, 1].
+        threshold: for ``"sparse"``, a distance in embedding units.
+
+    Returns:
+        ``[*B]`` from tensors, ``[*B, 1]`` from a tensordict.
+
+    Raises:
+        ValueError: unknown form, or ``"sparse"`` without a threshold.
+    """
+    if isinstance(z, TensorDictBase):
+        reward = goal_reward(
+            z["vip_vec"],
+            z["next", "vip_vec"],
+            z["goal_embedding"],
+            form=form,
+            scale=scale,
+            gamma=gamma,
+            threshold=threshold,
+        )
+        return reward.unsqueeze(-1)
+    check_form(form, threshold)
+    distance_next = goal_distance(z_next, z_goal)
+    if form == "sparse":
+        return (distance_next <= threshold).to(distance_next.dtype)
+    if form == "distance":
+        return -scale * distance_next
+    discount = gamma if form == "potential" else 1.0
+    return scale * (goal_distance(z, z_goal) - discount * distance_next)
+
+
+def check_form(form: str, threshold: float | None) -> None:
+    """Raise ValueError for a reward form that :func:`goal_reward` does not know or cannot compute."""
+    if form not in REWARD_FORMS:
+        raise ValueError(f"reward form {form!r}; wanted one of {', '.join(REWARD_FORMS)}.")
+    if form == "sparse" and threshold is None:
+        raise ValueError(
+            "form='sparse' needs threshold=, a distance in embedding units below which the goal "
+            "counts as reached. The bundled checkpoint's config.json carries a calibrated one; "
+            "this encoder has none."
+        )
+
+
+def log_mean_exp(x: Tensor) -> Tensor:
+    """log mean exp over all elements, without overflow and without the floor of log(eps + ...)."""
+    return torch.logsumexp(x.flatten(), 0) - math.log(x.numel())
+
+
+def vip_loss(
+    z_0: Tensor,
+    z_t: Tensor,
+    z_next: Tensor,
+    z_goal: Tensor,
+    *,
+    reward: float | Tensor = -1.0,
+    gamma: float = 0.98,
+    num_negatives: int = 0,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The VIP objective, a dual of goal-conditioned RL, to be minimised.
+
+    With V(o) = -||z(o) - z(g)||, over a batch of B sub-clips::
+
+        L = (1 - gamma) mean(-V(o_0)) + log mean exp(-(r + gamma V(o_{t+1}) - V(o_t)))
+
+    Each set of negatives adds one permutation of (o_t, o_{t+1}) against the goals, and all of them
+    together a second log-mean-exp with r = -1, as the official trainer does. Sources: paper,
+    Algorithm 2 (Algorithm 1 prints the exponent the other way round, which does not learn).
+
+    Args:
+        z_0, z_t, z_next, z_goal: embeddings ``[B, D]`` of the first frame, of two consecutive
+            ones and of the last one of each sub-clip. Half precision is computed in float32,
+            float64 stays.
+        reward: r, a number or ``[B]``: -1 each step, 0 where o_t is the goal.
+        gamma: discount in (0, 1).
+        num_negatives: permutations of the batch; the official trainer takes 3.
+        generator: CPU generator that draws the permutations.
+
+    Returns:
+        The scalar loss, and detached scalars: ``value_0``, ``value_t`` (mean V), ``td`` (mean
+        r + gamma V' - V), ``negatives`` (their term, where there are any).
+
+    Raises:
+        ValueError: the shapes differ, are not ``[B, D]``, or B is 0.
+    """
+    shapes = {
+        "z_0": tuple(z_0.shape),
+        "z_t": tuple(z_t.shape),
+        "z_next": tuple(z_next.shape),
+        "z_goal": tuple(z_goal.shape),
+    }
+    if len(set(shapes.values())) != 1 or z_0.ndim != 2 or z_0.shape[0] == 0:
+        raise ValueError(
+            f"vip_loss wants four embeddings of one shape [B, D], B > 0; got {shapes}."
+        )
+    value_0, value_t, value_next = (-goal_distance(z, z_goal) for z in (z_0, z_t, z_next))
+    td = reward + gamma * value_next - value_t
+    loss = (1 - gamma) * -value_0.mean() + log_mean_exp(-td)
+    metrics = {
+        "value_0": value_0.detach().mean(),
+        "value_t": value_t.detach().mean(),
+        "td": td.detach().mean(),
+    }
+    if num_negatives:
+        perm = torch.cat(
+            [torch.randperm(len(z_t), generator=generator) for _ in range(num_negatives)]
+        ).to(z_t.device)
+        goals = z_goal.repeat(num_negatives, 1)
+        td_negative = (
+            -1.0 - gamma * goal_distance(z_next[perm], goals) + goal_distance(z_t[perm], goals)
+        )
+        negatives = log_mean_exp(-td_negative)
+        loss = loss + negatives
+        metrics["negatives"] = negatives.detach()
+    return loss, metrics

@@ -1,0 +1,1 @@
+"""Value-implicit pre-training: ``python -m torchrl_vip.pretrain data.path=CLIPS out_dir=RUN``."""

@@ -1,0 +1,31 @@
+"""Command line of value-implicit pre-training; every field is in config.yaml beside this file."""
+
+import sys
+
+try:
+    import hydra
+except ImportError:
+    sys.exit('pre-training needs its extra packages: pip install "torchrl-vip[pretrain]"')
+
+from omegaconf import DictConfig, OmegaConf
+
+
+@hydra.main(version_base=None, config_path=".", config_name="config")
+def main(config: DictConfig) -> None:
+    from torchrl_vip.pretrain.trainer import pretrain
+
+    missing = OmegaConf.missing_keys(config)
+    if missing:
+        sys.exit(f"missing {', '.join(f'{k}=...' for k in sorted(missing))}; see --help.")
+    try:
+        final = pretrain(OmegaConf.to_container(config, resolve=True))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    print(f'done: load_vip("{final}")')
+
+
+if __name__ == "__main__":
+    # The run writes its own config.yaml into out_dir: no folder of Hydra's beside it.
+    sys.argv[1:1] = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none",
+                     "hydra/hydra_logging=none"]  # fmt: skip
+    main()

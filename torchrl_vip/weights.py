@@ -1,0 +1,280 @@
+"""Checkpoints: a folder of ``model.safetensors`` and ``config.json``; the official weights.
+
+Nothing is unpickled from outside except with ``weights_only=True``, and a file that is damaged,
+foreign or of other shapes is an error that names it, never a half-loaded network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from torchrl_vip.encoders import ENCODERS, VIPEncoder
+
+ASSETS = Path(__file__).parent / "assets"
+# Name -> folder under assets/ of a checkpoint that comes with the package.
+BUNDLED = {"resnet18": ASSETS / "resnet18"}
+DEFAULT = "resnet18"
+
+# The published ResNet-50, as TorchRL's VIPTransform downloads it.
+OFFICIAL_URL = "https://pytorch.s3.amazonaws.com/models/rl/vip/model.pt"
+OFFICIAL_LICENCE = "CC BY-NC 4.0 (Meta Platforms, facebookresearch/vip)"
+_licence_said = False
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be opened; the message names the file and the reason."""
+
+
+def load_vip(
+    source: str | os.PathLike | None = None,
+    *,
+    download: bool = False,
+    download_path: str | os.PathLike | None = None,
+    weights: str | None = None,
+) -> VIPEncoder:
+    """Open a VIP encoder, in evaluation mode, on the CPU.
+
+    Args:
+        source: a bundled checkpoint's name, the folder of one (``model.safetensors`` and
+            ``config.json``), or an official ``model.pt``. None is the bundled default, or with
+            ``download=True`` the official ResNet-50.
+        download: fetch the official weights (94 MB, ResNet-50, CC BY-NC 4.0) unless cached.
+        download_path: folder of that cache; by default torch.hub's.
+        weights: ``"random"`` gives the named backbone untrained; there is no other way to random
+            weights.
+
+    Returns:
+        A :class:`VIPEncoder`; what is known of the weights is in its ``config``.
+
+    Raises:
+        ValueError: a name without weights; the message lists the choices.
+        CheckpointError: a missing, damaged, foreign or mis-sized file.
+
+    Examples:
+        >>> vip = load_vip()
+        >>> vip(torch.zeros(120, 160, 3, dtype=torch.uint8)).shape
+        torch.Size([512])
+    """
+    if weights not in (None, "random"):
+        raise ValueError(f"weights is {weights!r}; wanted None (trained ones) or 'random'.")
+    if weights == "random":
+        return VIPEncoder(DEFAULT if source is None else str(source)).eval()
+    if download:
+        if source not in (None, "resnet50"):
+            raise ValueError(
+                f"download=True fetches the official ResNet-50 only, not {source!r}: "
+                "pass 'resnet50', or leave download out to open a local checkpoint."
+            )
+        return load_official(download_official(download_path))
+    if source is None:
+        source = BUNDLED[DEFAULT]
+    elif source in BUNDLED:
+        source = BUNDLED[source]
+    elif source in ENCODERS:
+        raise ValueError(
+            f"no weights for {source!r} come with the package (bundled: {', '.join(BUNDLED)}). "
+            "Pass a checkpoint's path; or 'resnet50' with download=True for the official weights "
+            "(CC BY-NC 4.0); or weights='random' for an untrained network."
+        )
+    path = Path(source)
+    if path.is_dir():
+        return _load_folder(path)
+    if path.is_file() and path.suffix in (".pt", ".pth"):
+        return load_official(path)
+    if path.is_file() and path.name == "model.safetensors":
+        return _load_folder(path.parent)
+    raise ValueError(
+        f"{str(source)!r} is neither a bundled checkpoint ({', '.join(BUNDLED)}), nor a checkpoint "
+        "folder (model.safetensors and config.json), nor an official model.pt. Other choices: "
+        "'resnet50' with download=True; a name of "
+        f"{', '.join(ENCODERS)} with weights='random'."
+    )
+
+
+def save_vip(
+    encoder: VIPEncoder, path: str | os.PathLike, *, dtype: torch.dtype | None = None
+) -> Path:
+    """Write an encoder as a checkpoint folder; each file appears whole or not at all.
+
+    Args:
+        encoder: with a backbone named in ``ENCODERS``.
+        path: the folder, made if need be.
+        dtype: of the stored floating-point weights, e.g. ``torch.float16``; None keeps theirs.
+
+    Raises:
+        ValueError: a backbone without a name, which could not be rebuilt from config.json.
+    """
+    if encoder.name is None:
+        raise ValueError(
+            "save_vip needs a backbone named in ENCODERS, which load_vip can rebuild; got "
+            f"{type(encoder.backbone).__name__}. Add its factory to torchrl_vip.ENCODERS."
+        )
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    state = {
+        k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous().cpu()
+        for k, v in encoder.state_dict().items()
+    }
+    config = {
+        "backbone": encoder.name,
+        "dim": encoder.dim,
+        "head": not isinstance(encoder.head, nn.Identity),
+        "image_size": encoder.image_size,
+        **encoder.config,
+    }
+    _replace(path / "model.safetensors", lambda f: save_file(state, f))
+    _replace(
+        path / "config.json", lambda f: Path(f).write_text(json.dumps(config, indent=2) + "\n")
+    )
+    return path
+
+
+def _replace(path: Path, write) -> None:
+    """Write through a temporary file in the same folder, then rename it into place."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _load_folder(path: Path) -> VIPEncoder:
+    model_file, config_file = path / "model.safetensors", path / "config.json"
+    for file in (model_file, config_file):
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file} is missing: a checkpoint folder holds model.safetensors and config.json."
+            )
+    try:
+        config = json.loads(config_file.read_text())
+        name, dim, head, size = (config[k] for k in ("backbone", "dim", "head", "image_size"))
+        if name not in ENCODERS:
+            raise ValueError(f"backbone {name!r} is none of {', '.join(ENCODERS)}")
+        extra = {
+            k: v for k, v in config.items() if k not in ("backbone", "dim", "head", "image_size")
+        }
+        encoder = VIPEncoder(name, dim=dim if head else None, image_size=size, config=extra)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{config_file} has no entry {error}: not a VIP checkpoint."
+        ) from error
+    except (ValueError, TypeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{config_file} cannot be used: {error}.") from error
+    try:
+        state = load_file(model_file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{model_file} is no readable safetensors file (damaged or cut short?): {error}."
+        ) from error
+    return _load_state(encoder, state, model_file)
+
+
+def _load_state(encoder: VIPEncoder, state: dict[str, Tensor], file: Path) -> VIPEncoder:
+    """Fill ``encoder`` only when every name, shape and value fits."""
+    expected = encoder.state_dict()
+    reasons = [f"lacks {k}" for k in expected if k not in state]
+    reasons += [f"has an unknown {k}" for k in state if k not in expected]
+    reasons += [
+        f"has {k} of shape {tuple(v.shape)} where {tuple(expected[k].shape)} is wanted"
+        for k, v in state.items()
+        if k in expected and v.shape != expected[k].shape
+    ]
+    reasons += [
+        f"has values in {k} that are not finite"
+        for k, v in state.items()
+        if v.is_floating_point() and not v.isfinite().all()
+    ]
+    if reasons:
+        more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
+        raise CheckpointError(
+            f"{file} does not fit a {encoder.name} of dim {encoder.dim}: it "
+            + ", ".join(reasons[:3])
+            + more
+            + "."
+        )
+    encoder.load_state_dict({k: v.to(expected[k].dtype) for k, v in state.items()})
+    return encoder.eval()
+
+
+def load_official(path: str | os.PathLike) -> VIPEncoder:
+    """Open the official ``model.pt``: ``{"vip": state dict}`` with names ``module.convnet.*``.
+
+    Raises:
+        CheckpointError: missing, damaged or of another layout.
+    """
+    path = Path(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many types for a bad file
+        raise CheckpointError(
+            f"{path} cannot be opened as an official VIP model.pt (damaged, cut short or foreign?): "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+    state = content.get("vip") if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} has no 'vip' state dict: not an official VIP model.pt.")
+    prefix, converted = "module.convnet.", {}
+    for key, value in state.items():
+        if key.startswith(prefix) and isinstance(value, Tensor):
+            key = key.removeprefix(prefix)
+            converted[f"head.{key[3:]}" if key.startswith("fc.") else f"backbone.{key}"] = value
+    encoder = VIPEncoder(
+        "resnet50",
+        dim=1024,
+        image_size=224,
+        config={"training_data": "Ego4D", "licence": OFFICIAL_LICENCE, "source": OFFICIAL_URL},
+    )
+    _load_state(encoder, converted, path)
+    _say_licence()
+    return encoder
+
+
+def _say_licence() -> None:
+    global _licence_said
+    if not _licence_said:
+        _licence_said = True
+        warnings.warn(
+            f"the official VIP weights are licensed {OFFICIAL_LICENCE}: not for commercial use.",
+            stacklevel=4,
+        )
+
+
+def download_official(folder: str | os.PathLike | None = None, *, url: str | None = None) -> Path:
+    """Path of the official model.pt, downloaded with a progress bar unless it is there.
+
+    The file appears whole or not at all, also when several processes download at once: each writes
+    a temporary file of its own and renames it.
+
+    Raises:
+        CheckpointError: it could not be downloaded; the message says how to go on without.
+    """
+    url = url or OFFICIAL_URL
+    folder = Path(folder) if folder else Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / "vip_resnet50.pt"
+    if path.is_file():
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), progress=True)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError
+        raise CheckpointError(
+            f"could not download the official VIP weights from {url} to {path}: {error}. Without "
+            "the internet: use the bundled checkpoint (leave download out), or fetch model.pt on "
+            f"another machine, put it at {path}, and call again; or pass its path."
+        ) from error
+    return path
