@@ -3,6 +3,8 @@
 from torchrl_vip.encoders import ENCODERS, FrozenEncoder, VIPEncoder
 from torchrl_vip.functional import goal_distance, goal_reward, preprocess, vip_loss
 from torchrl_vip.losses import VIPLoss
+from torchrl_vip.streaming import VIPReward, VIPRewardWrapper
+from torchrl_vip.transforms import VIPRewardTransform, VIPTransform
 from torchrl_vip.weights import CheckpointError, load_vip, save_vip
 
 __all__ = [
@@ -11,6 +13,10 @@ __all__ = [
     "FrozenEncoder",
     "VIPEncoder",
     "VIPLoss",
+    "VIPReward",
+    "VIPRewardTransform",
+    "VIPRewardWrapper",
+    "VIPTransform",
     "goal_distance",
     "goal_reward",
     "load_vip",

@@ -48,7 +48,8 @@ class VIPEncoder(nn.Module):
             ``success_threshold``, ...): the further entries of a checkpoint's config.json.
 
     Raises:
-        ValueError: a name that is not in ``ENCODERS``, or a backbone that does not return ``[N, F]``.
+        ValueError: a name that is not in ``ENCODERS``, or a backbone that does not return
+            ``[N, F]``.
 
     Examples:
         >>> encoder = VIPEncoder("resnet18", dim=64, image_size=112).eval()
@@ -115,19 +116,20 @@ def embedding_dim(network: nn.Module, image_size: int) -> int:
     """
     if isinstance(getattr(network, "dim", None), int):
         return network.dim
-    reference = next(network.parameters(), torch.empty(0))
-    device = reference.device
-    training = network.training
+    reference = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    side = (3, image_size, image_size)
+    modes = [(module, module.training) for module in network.modules()]  # may be mixed
     network.eval()
     try:
         with torch.no_grad():
             try:  # No frame at all, so that a network that counts its frames is not misled.
-                z = network(torch.zeros(0, 3, image_size, image_size, device=device))
+                z = network(reference.new_zeros(0, *side))
                 check_embedding(z, 0)
             except Exception:
-                z = network(torch.zeros(1, 3, image_size, image_size, device=device))
+                z = network(reference.new_zeros(1, *side))
     finally:
-        network.train(training)
+        for module, training in modes:
+            module.training = training
     check_embedding(z, len(z) if isinstance(z, Tensor) and z.ndim else 1)
     return z.shape[-1]
 
@@ -138,13 +140,13 @@ def check_embedding(z: Tensor, n: int) -> None:
         raise ValueError(f"the encoder returned {type(z).__name__}; wanted a tensor [N, D].")
     if z.ndim != 2 or z.shape[0] != n:
         raise ValueError(
-            f"the encoder returned shape {tuple(z.shape)} for {n} frames; wanted [N, D] = [{n}, D]. "
-            "Flatten or pool its spatial dimensions."
+            f"the encoder returned shape {tuple(z.shape)} for {n} frames; "
+            f"wanted [N, D] = [{n}, D]. Flatten or pool its spatial dimensions."
         )
 
 
 def fold_batch_norm(network: ResNet) -> ResNet:
-    """A copy of a torchvision ResNet in evaluation mode, each batch norm folded into its convolution."""
+    """A frozen copy of a torchvision ResNet, each batch norm folded into its convolution."""
     network = copy.deepcopy(network).eval()
 
     def fold(module: nn.Module, conv: str, norm: str) -> None:
@@ -221,6 +223,8 @@ class FrozenEncoder(nn.Module):
         if self.foldable:
             self.backbone = fold_batch_norm(encoder.backbone)
             self.head = copy.deepcopy(encoder.head).eval().requires_grad_(False)
+        elif isinstance(encoder, VIPEncoder):  # frames come preprocessed: past its forward
+            self.backbone, self.head = encoder.backbone, encoder.head
         else:
             self.backbone, self.head = encoder, nn.Identity()
         self.dtype = dtype
@@ -268,14 +272,14 @@ class FrozenEncoder(nn.Module):
             self._prepare(device)
         frames = preprocess(images.to(device), self.image_size, channel_dim=-3)
         weight = next((p for p in self.backbone.parameters() if p.is_floating_point()), frames)
-        frames = frames.to(weight.dtype)
-        if self.channels_last:
-            frames = frames.contiguous(memory_format=torch.channels_last)
-        autocast = not self.foldable and self.dtype not in (None, torch.float32)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        frames = frames.to(weight.dtype, memory_format=layout)  # cast and lay out in one pass
+        autocast = not self.foldable and self.dtype in (torch.bfloat16, torch.float16)
         with torch.autocast(device.type, self.dtype if autocast else None, enabled=autocast):
             z = self._network(frames)
         check_embedding(z, len(frames))
-        return self.head(z.to(torch.float32))
+        weight = next(self.head.parameters(), z.new_empty(0, dtype=torch.float32))
+        return self.head(z.to(weight.dtype)).to(torch.float32)
 
     def _prepare(self, device: torch.device) -> None:
         if self.foldable:
@@ -283,7 +287,7 @@ class FrozenEncoder(nn.Module):
                 self.backbone.to(inference_dtype(self.config, device))
             if self.channels_last:
                 self.backbone.to(memory_format=torch.channels_last)
-        self._network = self.backbone
+        network: Callable[[Tensor], Tensor] = self.backbone
         if self.compile:
             if device.type == "cpu" and not _cxx_compiler():
                 warnings.warn(
@@ -293,11 +297,18 @@ class FrozenEncoder(nn.Module):
                 )
             else:
                 # Frozen weights are constants to the compiler, which lays them out beforehand.
-                self._network = torch.compile(self.backbone, options={"freezing": True})
+                network = torch.compile(self.backbone, options={"freezing": True})
+        # Past nn.Module's registration: the backbone is not listed twice in state_dict().
+        self.__dict__["_network"] = network
 
     def _apply(self, fn, recurse=True):
         self._network = None  # weights move or change type: lay out and compile anew
-        return super()._apply(fn, recurse)
+        before = [p.dtype for p in self.parameters()]
+        super()._apply(fn, recurse)
+        after = [p.dtype for p in self.parameters()]
+        if after != before:
+            self.dtype = after[0]  # asked for by .to(dtype), .half(), ...: no longer the policy's
+        return self
 
     def share_memory(self) -> FrozenEncoder:
         """Put the weights, in their final precision, in memory shared between processes."""

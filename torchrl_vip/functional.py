@@ -81,14 +81,14 @@ def check_range(images: Tensor) -> None:
         TypeError: dtype is neither uint8 nor floating point.
         ValueError: NaN, infinite or out of [0, 1].
     """
-    if images.dtype == torch.uint8 or torch.compiler.is_compiling():
-        return  # reading a value back would break the graph
+    if images.dtype == torch.uint8:
+        return
     if not images.is_floating_point():
         raise TypeError(
             f"frames have dtype {images.dtype}; wanted uint8 (0-255) or floating point in [0, 1]."
         )
-    if images.numel() == 0:
-        return
+    if images.numel() == 0 or torch.compiler.is_compiling():
+        return  # reading a value back would break the graph
     low, high = (v.item() for v in torch.aminmax(images))
     # NaN fails every comparison. The margin forgives rounding in half precision.
     if not (low >= -1e-3 and high <= 1 + 1e-3):
@@ -116,7 +116,9 @@ def preprocess(images: Tensor, size: int = 224, *, channel_dim: int | None = Non
     unit = 255.0 if images.dtype == torch.uint8 else 1.0
     images = to_chw(images, channel_dim)
     batch, (height, width) = images.shape[:-3], images.shape[-2:]
-    frames = images.reshape(math.prod(batch), 3, height, width).to(torch.float32)
+    frames = images.reshape(math.prod(batch), 3, height, width)
+    # The antialiased resize takes half the time on contiguous planes, with the same result.
+    frames = frames.to(torch.float32, memory_format=torch.contiguous_format)
     short = resize_size(size)
     if min(height, width) != short and frames.shape[0]:
         frames = F.resize(frames, [short], antialias=True)
@@ -213,7 +215,7 @@ def goal_reward(
 
 
 def check_form(form: str, threshold: float | None) -> None:
-    """Raise ValueError for a reward form that :func:`goal_reward` does not know or cannot compute."""
+    """Raise ValueError for a reward form that :func:`goal_reward` cannot compute."""
     if form not in REWARD_FORMS:
         raise ValueError(f"reward form {form!r}; wanted one of {', '.join(REWARD_FORMS)}.")
     if form == "sparse" and threshold is None:
@@ -264,7 +266,7 @@ def vip_loss(
         r + gamma V' - V), ``negatives`` (their term, where there are any).
 
     Raises:
-        ValueError: the shapes differ, are not ``[B, D]``, or B is 0.
+        ValueError: the shapes differ, are not ``[B, D]``, or B is 0; a reward of another shape.
     """
     shapes = {
         "z_0": tuple(z_0.shape),
@@ -275,6 +277,12 @@ def vip_loss(
     if len(set(shapes.values())) != 1 or z_0.ndim != 2 or z_0.shape[0] == 0:
         raise ValueError(
             f"vip_loss wants four embeddings of one shape [B, D], B > 0; got {shapes}."
+        )
+    if isinstance(reward, Tensor) and reward.shape not in ((), z_0.shape[:1]):
+        # [B, 1] would broadcast to [B, B] without a word.
+        raise ValueError(
+            f"vip_loss wants a number or a reward of shape [B] = [{z_0.shape[0]}]; got "
+            f"{tuple(reward.shape)}. Drop further dimensions: reward.squeeze(-1)."
         )
     value_0, value_t, value_next = (-goal_distance(z, z_goal) for z in (z_0, z_t, z_next))
     td = reward + gamma * value_next - value_t

@@ -14,7 +14,8 @@ class VIPLoss(LossModule):
     """Value-implicit pre-training of an encoder on sampled sub-clips.
 
     Reads a tensordict ``[B]`` with "pixels" ``[B, 4, 3, H, W]`` (o_0, o_t, o_{t+1}, o_g; uint8 or
-    floating point in [0, 1]) and, where present, "reward" ``[B]`` (-1, and 0 where o_t is the goal).
+    floating point in [0, 1]) and, where present, "reward" ``[B]`` or ``[B, 1]`` (-1, and 0 where
+    o_t is the goal).
     Writes ``loss_vip``, ``loss_l1`` and ``loss_l2`` (penalties, already weighted: the total is the
     sum of all ``loss_*``) and detached metrics.
 
@@ -47,12 +48,20 @@ class VIPLoss(LossModule):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         frames = tensordict["pixels"]
+        if frames.ndim != 5 or frames.shape[1] != 4:
+            raise ValueError(
+                f'VIPLoss reads "pixels" of shape [B, 4, 3, H, W] (o_0, o_t, o_t+1, o_g); got '
+                f"{tuple(frames.shape)}."
+            )
         batch = frames.shape[0]
+        reward = tensordict.get("reward", -1.0)
+        if isinstance(reward, torch.Tensor) and reward.shape == (batch, 1):
+            reward = reward.squeeze(-1)  # TorchRL's own shape of a reward
         # One forward for all four frames of every sub-clip.
         z = self.encoder(frames.flatten(0, 1)).float().unflatten(0, (batch, 4))
         loss, metrics = vip_loss(
             *z.unbind(1),
-            reward=tensordict.get("reward", -1.0),
+            reward=reward,
             gamma=self.gamma,
             num_negatives=self.num_negatives,
             generator=self.generator,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import uuid
 import warnings
 from pathlib import Path
 
@@ -92,6 +93,11 @@ def load_vip(
         return load_official(path)
     if path.is_file() and path.name == "model.safetensors":
         return _load_folder(path.parent)
+    if path.suffix or path.name != str(source):  # a path, no name
+        raise CheckpointError(
+            f"{path} {'is no checkpoint' if path.exists() else 'does not exist'}: wanted a folder "
+            "(model.safetensors and config.json) or an official model.pt."
+        )
     raise ValueError(
         f"{str(source)!r} is neither a bundled checkpoint ({', '.join(BUNDLED)}), nor a checkpoint "
         "folder (model.safetensors and config.json), nor an official model.pt. Other choices: "
@@ -124,17 +130,16 @@ def save_vip(
         k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous().cpu()
         for k, v in encoder.state_dict().items()
     }
-    config = {
+    shape = {
         "backbone": encoder.name,
         "dim": encoder.dim,
         "head": not isinstance(encoder.head, nn.Identity),
         "image_size": encoder.image_size,
-        **encoder.config,
     }
+    # Before anything is written: a config that is no JSON leaves the old checkpoint alone.
+    config = json.dumps(shape | encoder.config | shape, indent=2) + "\n"
     _replace(path / "model.safetensors", lambda f: save_file(state, f))
-    _replace(
-        path / "config.json", lambda f: Path(f).write_text(json.dumps(config, indent=2) + "\n")
-    )
+    _replace(path / "config.json", lambda f: Path(f).write_text(config))
     return path
 
 
@@ -165,6 +170,9 @@ def _load_folder(path: Path) -> VIPEncoder:
         name, dim, head, size = (config[k] for k in ("backbone", "dim", "head", "image_size"))
         if name not in ENCODERS:
             raise ValueError(f"backbone {name!r} is none of {', '.join(ENCODERS)}")
+        for key in ("dim", "image_size"):
+            if type(config[key]) is not int or config[key] < 1:
+                raise ValueError(f"{key} is {config[key]!r}; wanted a positive integer")
         extra = {
             k: v for k, v in config.items() if k not in ("backbone", "dim", "head", "image_size")
         }
@@ -222,15 +230,15 @@ def load_official(path: str | os.PathLike) -> VIPEncoder:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types for a bad file
         raise CheckpointError(
-            f"{path} cannot be opened as an official VIP model.pt (damaged, cut short or foreign?): "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            f"{path} cannot be opened as an official VIP model.pt (damaged, cut short or "
+            f"foreign?): {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
     state = content.get("vip") if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} has no 'vip' state dict: not an official VIP model.pt.")
     prefix, converted = "module.convnet.", {}
     for key, value in state.items():
-        if key.startswith(prefix) and isinstance(value, Tensor):
+        if isinstance(value, Tensor) and str(key).startswith(prefix):
             key = key.removeprefix(prefix)
             converted[f"head.{key[3:]}" if key.startswith("fc.") else f"backbone.{key}"] = value
     encoder = VIPEncoder(
@@ -268,13 +276,20 @@ def download_official(folder: str | os.PathLike | None = None, *, url: str | Non
     path = folder / "vip_resnet50.pt"
     if path.is_file():
         return path
+    temporary = folder / f".{path.name}.{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), progress=True)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError
+        torch.hub.download_url_to_file(url, str(temporary), progress=True)
+        # A connection that closed early leaves half a file and no error: see that it opens.
+        torch.load(temporary, map_location="cpu", weights_only=True)
+        os.replace(temporary, path)
+    except Exception as error:  # URLError, and what torch.load raises for a bad file
         raise CheckpointError(
-            f"could not download the official VIP weights from {url} to {path}: {error}. Without "
+            f"could not download the official VIP weights from {url} to {path}: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. Without "
             "the internet: use the bundled checkpoint (leave download out), or fetch model.pt on "
             f"another machine, put it at {path}, and call again; or pass its path."
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
     return path

@@ -186,6 +186,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     train = [task for task in list_tasks() if task not in HELD_OUT_TASKS]
     tasks = args.tasks or (train if args.split == "train" else list(HELD_OUT_TASKS))
+    if args.size % 2 or args.size < 2:
+        parser.error(f"--size {args.size}: mp4 wants an even number")
     if unknown := set(tasks) - set(train) - set(HELD_OUT_TASKS):
         parser.error(f"unknown tasks {sorted(unknown)}")
     for task in tasks:
@@ -197,12 +199,16 @@ def main(arguments: list[str] | None = None) -> None:
     options = {"out": str(args.out), "split": args.split, "seed": args.seed}
     options |= {"size": args.size, "stride": args.stride}
 
+    def drawn_seed(task: str, number: int, entry: dict[str, Any]) -> int:
+        return clip_seed(args.seed, task, entry["kind"], number, entry["tries"] - 1)
+
     def finished(task: str, number: int) -> bool:
         files = [f"{task}/{name}_{number:04d}.mp4" for name in names]
         return all(
             file in entries
             and (args.out / file).exists()
             and all(entries[file][k] == options[k] for k in ("size", "stride"))
+            and entries[file]["seed"] == drawn_seed(task, number, entries[file])
             for file in files
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,25 +43,23 @@ def find_clips(folder: str | Path) -> list[Clip]:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: a folder without any clip.
+        ValueError: a folder without any clip, or an index.json that is no such list.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} is no folder; wanted one that holds video files and/or folders of frames."
         )
+    files = [
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    ]
     labels = {}
-    for index in sorted([*folder.rglob("index.json"), *folder.rglob("manifest.json")]):
-        for entry in json.loads(index.read_text()):
-            file = index.parent / entry.get("file", "")
-            # DROID's index lies beside the folder of its clips.
-            file = file if file.exists() else index.parent / "clips" / entry.get("file", "")
-            labels[file.resolve()] = {k: v for k, v in entry.items() if k != "file"}
-    paths = {p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()}
-    paths |= {p.parent for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES}
-    paths = {
-        p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    }
+    for index in sorted(p for p in files if p.name in ("index.json", "manifest.json")):
+        labels |= _read_labels(index)
+    paths = {p for p in files if p.suffix.lower() in VIDEO_SUFFIXES}
+    paths |= {p.parent for p in files if p.suffix.lower() in IMAGE_SUFFIXES}
     if not paths:
         raise ValueError(
             f"{folder} holds no clip; wanted video files ({', '.join(sorted(VIDEO_SUFFIXES))}) "
@@ -70,6 +69,23 @@ def find_clips(folder: str | Path) -> list[Clip]:
         Clip(p, p.relative_to(folder).as_posix(), labels.get(p.resolve(), {}))
         for p in sorted(paths)
     ]
+
+
+def _read_labels(index: Path) -> dict[Path, dict]:
+    """Clip -> its labels, of one index.json or manifest.json."""
+    try:
+        entries = json.loads(index.read_text())
+        files = [index.parent / entry["file"] for entry in entries]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f'{index} cannot be used: wanted a list of objects with "file" ({error!r}).'
+        ) from error
+    labels = {}
+    for file, entry in zip(files, entries, strict=True):
+        # DROID's index lies beside the folder of its clips.
+        file = file if file.exists() else index.parent / "clips" / entry["file"]
+        labels[file.resolve()] = {k: v for k, v in entry.items() if k != "file"}
+    return labels
 
 
 def read_frames(path: str | Path) -> Iterator[Tensor]:
@@ -171,9 +187,13 @@ def decode_once(
         fcntl.flock(lock, fcntl.LOCK_EX)  # one process decodes, others wait and find it done
         # A line of the journal is written after its clip's bytes: bytes past the last line are a
         # clip cut short by an interruption, and so is a last line without its end.
-        lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
-        known = {e["key"]: e for line in lines if line.endswith("\n") for e in [json.loads(line)]}
-        journal.write_text("".join(json.dumps(e) + "\n" for e in known.values()))
+        journal.touch()
+        whole = journal.read_bytes().rpartition(b"\n")[0]
+        os.truncate(journal, len(whole) + 1 if whole else 0)
+        try:
+            known = {e["key"]: e for e in map(json.loads, whole.splitlines())}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{journal} is damaged: delete {folder}, run again.") from error
         total = max((e["start"] + e["frames"] for e in known.values()), default=0)
         pixels.touch()
         if pixels.stat().st_size < total * frame_bytes:

@@ -79,7 +79,7 @@ def score_groups(z: Sequence[np.ndarray], clips: Sequence[LabelledClip]) -> dict
 
 
 def summarise(scores: dict[str, dict]) -> dict[str, tuple[float, float, float, int]]:
-    """metric -> mean over groups, its 95 % bootstrap interval, and the number of groups that have it."""
+    """metric -> mean over groups, its 95 % bootstrap interval, number of groups that have it."""
     metrics = next(iter(scores.values()))
     out = {}
     for metric in metrics:

@@ -1,4 +1,4 @@
-"""Metrics of a goal-distance curve, in plain NumPy and SciPy. Distances are ``[T]``, t = 0 first."""
+"""Metrics of a goal-distance curve, in NumPy and SciPy. Distances are ``[T]``, t = 0 first."""
 
 from __future__ import annotations
 

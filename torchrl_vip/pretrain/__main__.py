@@ -1,6 +1,7 @@
 """Command line of value-implicit pre-training; every field is in config.yaml beside this file."""
 
 import sys
+from pathlib import Path
 
 try:
     import hydra
@@ -13,18 +14,22 @@ from omegaconf import DictConfig, OmegaConf
 @hydra.main(version_base=None, config_path=".", config_name="config")
 def main(config: DictConfig) -> None:
     from torchrl_vip.pretrain.trainer import pretrain
+    from torchrl_vip.weights import CheckpointError
 
     missing = OmegaConf.missing_keys(config)
     if missing:
         sys.exit(f"missing {', '.join(f'{k}=...' for k in sorted(missing))}; see --help.")
     try:
         final = pretrain(OmegaConf.to_container(config, resolve=True))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, CheckpointError) as error:
         sys.exit(f"error: {error}")
     print(f'done: load_vip("{final}")')
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's own help drops the comments
+        print(Path(__file__).with_name("config.yaml").read_text(), end="")
+        sys.exit()
     # The run writes its own config.yaml into out_dir: no folder of Hydra's beside it.
     sys.argv[1:1] = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none",
                      "hydra/hydra_logging=none"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The training loop, its checkpoints and its log.
+"""The training loop.
 
 Every random draw is a function of (seed, step), so that a run that was killed and resumed ends with
 the very weights of one that was not.
@@ -6,15 +6,14 @@ the very weights of one that was not.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from tensordict import TensorDict
 from torch import nn
 from torchrl.data import TensorDictReplayBuffer, TensorStorage
 from tqdm import tqdm
@@ -24,6 +23,8 @@ from torchrl_vip.data.video import Clip, FrameTable, decode_once, find_clips
 from torchrl_vip.encoders import ENCODERS, VIPEncoder, native_bfloat16
 from torchrl_vip.functional import resize_size
 from torchrl_vip.losses import VIPLoss
+from torchrl_vip.pretrain.check import check, pick_device
+from torchrl_vip.pretrain.state import MetricsLog, load_state, save_state
 from torchrl_vip.pretrain.validation import plot_curves, reward_calibration, validate
 from torchrl_vip.weights import load_vip, save_vip
 
@@ -37,74 +38,46 @@ def pretrain(config: dict[str, Any]) -> Path:
     Raises:
         ValueError: a field that cannot be; no clip to train on.
         FileNotFoundError: ``data.path`` is no folder.
+        CheckpointError: the last checkpoint in ``out_dir`` is damaged or of another network.
     """
     check(config)
-    out = Path(config["out_dir"])
+    split = choose_clips(config["data"])  # a wrong path is an error before anything is written
+    out, total = Path(config["out_dir"]), config["steps"]
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
     torch.manual_seed(config["seed"])
     device = pick_device(config["device"])
-    bfloat16 = config["precision"] == "bfloat16" or (
-        config["precision"] == "auto" and native_bfloat16(device)
-    )
     encoder = make_encoder(config).to(device, memory_format=torch.channels_last)
-    train_table, validation_table = load_data(config)
-    sampler = VIPSampler(
-        train_table.start,
-        train_table.length,
-        seed=config["seed"],
-        self_transition=config["self_transition"],
-    )
-    buffer = TensorDictReplayBuffer(
-        storage=TensorStorage(train_table.data),
-        sampler=sampler,
-        batch_size=config["batch_size"],
-        prefetch=1,  # one thread: several would reorder the draws
-    )
-    negatives = torch.Generator()
-    objective = VIPLoss(
-        encoder,
-        gamma=config["gamma"],
-        num_negatives=config["num_negatives"],
-        l1=config["l1"],
-        l2=config["l2"],
-        generator=negatives,
-    )
+    train_table, validation_table = load_data(split, encoder.image_size, config)
+    buffer = make_buffer(train_table, config)
+    objective = make_objective(encoder, config)
     optimizer = torch.optim.Adam(
         encoder.parameters(), lr=config["lr"], weight_decay=config["weight_decay"]
     )
-    total = config["steps"]
-    decay = (lambda s: 0.5 * (1 + math.cos(math.pi * s / total))) if config["schedule"] == "cosine" else (lambda s: 1.0)  # noqa: E501 # fmt: skip
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, decay)
-
+    schedule = make_schedule(optimizer, config)
+    parts = {"encoder": encoder, "optimizer": optimizer, "schedule": schedule}
     checkpoint = out / "checkpoints" / "last.pt"
-    first = 0
-    if config["resume"] and checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        for name, part in (("encoder", encoder), ("optimizer", optimizer), ("schedule", schedule)):
-            part.load_state_dict(state[name])
-        first = state["step"]
+    first = load_state(checkpoint, device, **parts) if config["resume"] else 0
+    if first == 0:
+        checkpoint.unlink(missing_ok=True)  # resume=false: never to be resumed by accident
+    else:
         print(f"resumed from step {first} of {total} ({checkpoint})")
-    sampler.step = first
+    buffer.sampler.step = first
     log = MetricsLog(out / "metrics.csv", first)
     if first == 0:
         log.write(0, validate(encoder, validation_table, config))
 
-    bar = tqdm(range(first, total), initial=first, total=total, desc="training", disable=not config["progress"])  # noqa: E501 # fmt: skip
-    for step in bar:
-        batch = buffer.sample().reshape(-1, 4)
-        crops = augment(
-            batch["pixels"].to(device),
-            generator_at(config["seed"], step, stream=1),
-            scale=tuple(config["crop_scale"]),
-            flip=config["flip"],
-            colour=config["colour"],
-        )
-        negatives.manual_seed(generator_at(config["seed"], step, stream=2).initial_seed())
-        encoder.train()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            losses = objective(batch.select("reward")[:, 0].to(device).set("pixels", crops))
+    steps = tqdm(
+        range(first, total),
+        initial=first,
+        total=total,
+        desc="training",
+        disable=not config["progress"],
+    )
+    for step in steps:
+        batch = draw_batch(buffer, step, device, config)
+        losses = forward(objective, batch, step, config)
         loss = sum(value for key, value in losses.items() if key.startswith("loss_"))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -112,35 +85,22 @@ def pretrain(config: dict[str, Any]) -> Path:
         optimizer.step()
         schedule.step()
 
-        if not math.isfinite(loss.item()):
-            raise ValueError(
-                f"the loss is {loss.item()} at step {step + 1}: lower lr ({config['lr']})."
-            )
-        done = step + 1
+        done, value = step + 1, loss.item()
+        if not math.isfinite(value):
+            raise ValueError(f"the loss is {value} at step {done}: lower lr ({config['lr']}).")
         if done % 10 == 0 or done == total:
-            row = {
-                "loss": loss.item(),
-                "gradient_norm": norm.item(),
-                "lr": schedule.get_last_lr()[0],
-            }
-            row |= {key: value.item() for key, value in losses.items()}
-            log.write(done, row)
-            bar.set_postfix(loss=f"{row['loss']:.3f}")
+            row = {"loss": value, "gradient_norm": norm.item(), "lr": schedule.get_last_lr()[0]}
+            log.write(done, row | {key: metric.item() for key, metric in losses.items()})
+            steps.set_postfix(loss=f"{value:.3f}")
         if done % config["validate_every"] == 0 or done == total:
             log.write(done, validate(encoder, validation_table, config))
             plot_curves(out / "metrics.csv", out / "curves.png")
         if done % config["checkpoint_every"] == 0 or done == total:
-            save_state(
-                checkpoint, step=done, encoder=encoder, optimizer=optimizer, schedule=schedule
-            )
+            save_state(checkpoint, step=done, **parts)
 
     encoder.eval()
     encoder.config.update(
-        training={
-            key: value
-            for key, value in config.items()
-            if key not in ("out_dir", "data", "progress")
-        },
+        training={k: v for k, v in config.items() if k not in ("out_dir", "data", "progress")},
         training_clips=len(train_table.clips),
         training_frames=int(train_table.length.sum()),
         **reward_calibration(encoder, train_table),
@@ -148,40 +108,66 @@ def pretrain(config: dict[str, Any]) -> Path:
     return save_vip(encoder, out / "final")
 
 
-def check(config: dict[str, Any]) -> None:
-    """Refuse impossible values before any work; ValueError names the field, value and wish."""
-    number = (int, float)
-    wishes = {
-        "steps": lambda v: isinstance(v, int) and v > 0,
-        "batch_size": lambda v: isinstance(v, int) and v > 1,
-        "image_size": lambda v: isinstance(v, int) and v >= 8,
-        "dim": lambda v: isinstance(v, int) and v > 0,
-        "lr": lambda v: isinstance(v, number) and v > 0,
-        "gamma": lambda v: isinstance(v, number) and 0 < v < 1,
-        "num_negatives": lambda v: isinstance(v, int) and v >= 0,
-        "self_transition": lambda v: isinstance(v, number) and 0 <= v <= 1,
-        "flip": lambda v: isinstance(v, number) and 0 <= v <= 1,
-        "colour": lambda v: isinstance(v, number) and 0 <= v < 1,
-        "crop_scale": lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1,
-        "schedule": lambda v: v in ("cosine", "constant"),
-        "precision": lambda v: v in ("auto", "bfloat16", "float32"),
-        "checkpoint_every": lambda v: isinstance(v, int) and v > 0,
-        "validate_every": lambda v: isinstance(v, int) and v > 0,
-        "grad_clip": lambda v: isinstance(v, number) and v > 0,
-    }
-    for key, good in wishes.items():
-        if not good(config[key]):
-            raise ValueError(f"{key}={config[key]} cannot be; see its comment in config.yaml.")
-    if config["encoder"] not in ENCODERS and not Path(config["encoder"]).exists():
-        raise ValueError(
-            f"encoder={config['encoder']} is neither one of {', '.join(ENCODERS)} nor a checkpoint."
-        )
+def draw_batch(
+    buffer: TensorDictReplayBuffer, step: int, device: torch.device, config: dict[str, Any]
+) -> TensorDict:
+    """Augmented sub-clips ``[B]``: "pixels" float ``[B, 4, 3, S, S]`` and "reward" ``[B]``."""
+    batch = buffer.sample().reshape(-1, 4)
+    crops = augment(
+        batch["pixels"].to(device),
+        generator_at(config["seed"], step, stream=1),
+        scale=tuple(config["crop_scale"]),
+        flip=config["flip"],
+        colour=config["colour"],
+    )
+    return batch.select("reward")[:, 0].to(device).set("pixels", crops)
 
 
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+def forward(objective: VIPLoss, batch: TensorDict, step: int, config: dict[str, Any]) -> TensorDict:
+    """Losses and metrics of a batch, with the permutations of this step."""
+    objective.generator.manual_seed(generator_at(config["seed"], step, stream=2).initial_seed())
+    objective.encoder.train()  # validation may have left it in evaluation mode
+    device = batch["pixels"].device
+    bfloat16 = config["precision"] == "bfloat16" or (
+        config["precision"] == "auto" and native_bfloat16(device)
+    )
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        return objective(batch)
+
+
+def make_buffer(table: FrameTable, config: dict[str, Any]) -> TensorDictReplayBuffer:
+    return TensorDictReplayBuffer(
+        storage=TensorStorage(table.data),
+        sampler=VIPSampler(
+            table.start,
+            table.length,
+            seed=config["seed"],
+            self_transition=config["self_transition"],
+        ),
+        batch_size=config["batch_size"],
+        prefetch=1,  # one thread: several would reorder the draws
+    )
+
+
+def make_objective(encoder: VIPEncoder, config: dict[str, Any]) -> VIPLoss:
+    return VIPLoss(
+        encoder,
+        gamma=config["gamma"],
+        num_negatives=config["num_negatives"],
+        l1=config["l1"],
+        l2=config["l2"],
+        generator=torch.Generator(),
+    )
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, config: dict[str, Any]
+) -> torch.optim.lr_scheduler.LambdaLR:
+    def cosine(step: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * step / config["steps"]))
+
+    decay = cosine if config["schedule"] == "cosine" else lambda step: 1.0
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, decay)
 
 
 def make_encoder(config: dict[str, Any]) -> VIPEncoder:
@@ -190,9 +176,8 @@ def make_encoder(config: dict[str, Any]) -> VIPEncoder:
     return load_vip(config["encoder"])
 
 
-def load_data(config: dict[str, Any]) -> tuple[FrameTable, FrameTable | None]:
-    """Decode the clips and split them into training and validation, by group and deterministically."""
-    data = config["data"]
+def choose_clips(data: dict[str, Any]) -> tuple[list[Clip], list[Clip]]:
+    """Training and validation clips of ``data.path``; nothing is decoded yet."""
     paths = data["path"] if isinstance(data["path"], list) else [data["path"]]
     clips = [clip for path in paths for clip in find_clips(path)]
     train, validation = split_clips(clips, data["validation"], data["hold_out"])
@@ -200,18 +185,30 @@ def load_data(config: dict[str, Any]) -> tuple[FrameTable, FrameTable | None]:
         raise ValueError(
             f"all {len(clips)} clips are held out or for validation: nothing to train on."
         )
-    cache = data["cache"] or Path(config["out_dir"]) / "frames"
-    size = resize_size(config["image_size"])
-    options = dict(workers=data["workers"], progress=config["progress"])
-    tables = [
-        decode_once(part, size, cache, **options) if part else None for part in (train, validation)
-    ]
-    for kind, table in zip(("training", "validation"), tables, strict=True):
-        if table is not None:
-            print(f"{kind}: {len(table.clips)} clips, {int(table.length.sum())} frames")
-            if table.skipped:
-                print(f"skipped {len(table.skipped)} of them that could not be read:")
-                print("\n".join(f"  {reason}" for reason in table.skipped.values()))
+    return train, validation
+
+
+def load_data(
+    split: tuple[list[Clip], list[Clip]], image_size: int, config: dict[str, Any]
+) -> tuple[FrameTable, FrameTable | None]:
+    """Decoded training and validation clips; says how many, and which could not be read."""
+    data, tables = config["data"], []
+    for kind, clips in zip(("training", "validation"), split, strict=True):
+        if not clips:
+            tables.append(None)
+            continue
+        table = decode_once(
+            clips,
+            resize_size(image_size),
+            data["cache"] or Path(config["out_dir"]) / "frames",
+            workers=data["workers"],
+            progress=config["progress"],
+        )
+        print(f"{kind}: {len(table.clips)} clips, {int(table.length.sum())} frames")
+        if table.skipped:
+            print(f"skipped {len(table.skipped)} of them that could not be read:")
+            print("\n".join(f"  {reason}" for reason in table.skipped.values()))
+        tables.append(table)
     return tables[0], tables[1]
 
 
@@ -226,44 +223,10 @@ def split_clips(
     def chosen(clip: Clip) -> bool:
         if isinstance(validation, list):
             return labelled(clip, validation)
-        group = (
-            clip.labels.get("group")
-            or clip.labels.get("lab")
-            or clip.labels.get("task")
-            or clip.name
-        )
-        return (
-            int(hashlib.sha256(str(group).encode()).hexdigest(), 16) % 10_000 < validation * 10_000
-        )
+        labels = (clip.labels.get(key) for key in ("group", "lab", "task"))
+        group = next((label for label in labels if label), clip.name)
+        drawn = int(hashlib.sha256(str(group).encode()).hexdigest(), 16) % 10_000
+        return drawn < validation * 10_000
 
     clips = [c for c in clips if not labelled(c, hold_out)]
     return [c for c in clips if not chosen(c)], [c for c in clips if chosen(c)]
-
-
-def save_state(path: Path, step: int, **parts) -> None:
-    """Write a training checkpoint; a reader finds the old one or the new one, never a part."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(
-            {"step": step, **{name: part.state_dict() for name, part in parts.items()}}, file
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-class MetricsLog:
-    """metrics.csv in long form: step, metric, value. Rows after ``first`` (a lost tail) are dropped."""
-
-    def __init__(self, path: Path, first: int):
-        rows = []
-        if path.exists() and first:
-            with open(path, newline="") as file:
-                rows = [r for r in csv.reader(file) if len(r) == 3 and r[0].isdigit() and int(r[0]) <= first]  # noqa: E501 # fmt: skip
-        self.file = open(path, "w", newline="", buffering=1)
-        self.writer = csv.writer(self.file)
-        self.writer.writerow(["step", "metric", "value"])
-        self.writer.writerows(rows)
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        self.writer.writerows([step, key, f"{value:.6g}"] for key, value in metrics.items())

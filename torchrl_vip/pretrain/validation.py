@@ -1,4 +1,4 @@
-"""What a run measures of itself: held-out clips, the reward's scale, and a picture of the curves."""
+"""What a run measures of itself: held-out clips, the reward's scale, a picture of the curves."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def labelled_clips(table: FrameTable, most: int | None = None) -> list[LabelledC
 def validate(
     encoder: VIPEncoder, table: FrameTable | None, config: dict[str, Any]
 ) -> dict[str, float]:
-    """Mean metrics over validation groups, as ``validation/<metric>``; nothing without such clips."""
+    """Mean metrics over validation groups, as ``validation/<metric>``; empty without clips."""
     if table is None:
         return {}
     clips = labelled_clips(table, config["validation_clips"])
@@ -48,13 +48,15 @@ def reward_calibration(encoder: VIPEncoder, table: FrameTable, most: int = 200) 
 
     Returns:
         ``reward_scale``: 1 / that distance, so that a success returns about 1; and
-        ``typical_distance``.
+        ``typical_distance``. Empty where no clip is a success.
     """
     clips = [
         LabelledClip(torch.stack([c.frames[0], c.frames[-1]]), c.group, c.success)
         for c in labelled_clips(table, most)
         if c.success
     ]
+    if not clips:
+        return {}
     z = embed_clips(FrozenEncoder(encoder), clips)
     distance = float(np.median([np.linalg.norm(pair[0] - pair[1]) for pair in z]))
     return {"typical_distance": distance, "reward_scale": 1 / max(distance, 1e-8)}

@@ -1,0 +1,85 @@
+"""Environments and encoders for the tests, small enough to compute every number by hand."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict
+from torch import nn
+from torchrl.data import Bounded, Composite
+from torchrl.envs import EnvBase
+
+STEP = 10  # grey levels per step
+
+
+class GreyEnv(EnvBase):
+    """Uniformly grey frames: level 10 after a reset, 10 more after every step, done after ``length``.
+
+    ``cameras`` are the frames' keys; camera i is i levels brighter. The environment's own reward
+    is 1, under ``reward_key`` with the bounded spec [-5, 5].
+    """
+
+    def __init__(
+        self, length=4, size=8, cameras=("pixels",), reward_key="reward", channels_last=True
+    ):
+        super().__init__(device="cpu", batch_size=[])
+        self.length, self.size, self.cameras = length, size, list(cameras)
+        self.own_reward_key = reward_key
+        self.frame_shape = (size, size, 3) if channels_last else (3, size, size)
+        self.observation_spec = Composite(
+            {c: Bounded(0, 255, shape=self.frame_shape, dtype=torch.uint8) for c in self.cameras}
+        )
+        self.action_spec = Bounded(-1, 1, shape=(1,))
+        self.reward_spec = Composite({reward_key: Bounded(-5, 5, shape=(1,))})
+
+    def _frames(self):
+        return {
+            c: torch.full(self.frame_shape, self.level + i, dtype=torch.uint8)
+            for i, c in enumerate(self.cameras)
+        }
+
+    def _reset(self, tensordict=None, **kwargs):
+        self.time, self.level = 0, STEP
+        return TensorDict(self._frames(), batch_size=[])
+
+    def _step(self, tensordict):
+        self.time, self.level = self.time + 1, self.level + STEP
+        done = torch.tensor([self.time >= self.length])
+        own = {self.own_reward_key: torch.ones(1), "done": done, "terminated": done.clone()}
+        return TensorDict({**self._frames(), **own}, batch_size=[])
+
+    def _set_seed(self, seed):
+        pass
+
+
+class CountingEncoder(nn.Module):
+    """[N, 3, S, S] -> [N, 1], the mean over everything; counts frames and calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.frames = self.calls = 0
+
+    def forward(self, frames):
+        self.frames += len(frames)
+        self.calls += len(frames) > 0
+        return frames.mean((1, 2, 3))[:, None]
+
+
+class NormEncoder(nn.Module):
+    """A real little network whose batch norm would tie images together in training mode."""
+
+    def __init__(self, dim=4):
+        super().__init__()
+        self.conv = nn.Conv2d(3, dim, 5, stride=4)
+        self.norm = nn.BatchNorm2d(dim)
+
+    def forward(self, frames):
+        return self.norm(self.conv(frames)).mean((-2, -1))
+
+
+# One grey level in CountingEncoder's embedding: mean over channels of 1 / (255 std).
+LEVEL = sum(1 / (255 * s) for s in (0.229, 0.224, 0.225)) / 3
+
+
+def grey(level: int, *shape: int) -> torch.Tensor:
+    """A uint8 image of one level, by default ``[8, 8, 3]``."""
+    return torch.full(shape or (8, 8, 3), level, dtype=torch.uint8)

@@ -1,0 +1,144 @@
+"""VIPEncoder: images of any layout to embeddings; probing of networks that are not ours."""
+
+import copy
+
+import pytest
+import torch
+from networks import SIZE, Counting, images, trained_encoder
+from torch import nn
+
+from torchrl_vip import ENCODERS, FrozenEncoder, VIPEncoder, preprocess
+from torchrl_vip.encoders import embedding_dim
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two threads spin for minutes where the machine is busy; these networks need one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def encoder() -> VIPEncoder:
+    return copy.deepcopy(trained_encoder())
+
+
+# --- VIPEncoder ------------------------------------------------------------------------------
+
+
+def test_a_tiny_encoder_by_hand(tiny_encoder):
+    encoder = VIPEncoder(tiny_encoder, image_size=SIZE)
+    x = images(2)
+    assert encoder.dim == 3 and encoder.name is None
+    assert torch.allclose(encoder(x), preprocess(x, SIZE).mean((-2, -1)))
+    assert torch.allclose(
+        FrozenEncoder(encoder)(x), encoder(x), atol=1e-6
+    )  # preprocessed once, not twice
+    assert torch.allclose(FrozenEncoder(tiny_encoder, image_size=SIZE)(x), encoder(x), atol=1e-6)
+    headed = VIPEncoder(tiny_encoder, dim=7, image_size=SIZE)
+    assert torch.allclose(FrozenEncoder(headed)(x), headed(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("name, dim", [("resnet18", 512), ("resnet34", 512), ("resnet50", 2048)])
+def test_named_backbones(name, dim):
+    with torch.device("meta"):  # shapes without the arithmetic
+        encoder = VIPEncoder(name, image_size=SIZE)
+        z = encoder.embed(torch.zeros(2, 3, SIZE, SIZE))
+    assert name in ENCODERS and encoder.name == name and encoder.dim == dim and z.shape == (2, dim)
+    with pytest.raises(ValueError, match="'vgg'.*resnet18, resnet34, resnet50"):
+        VIPEncoder("vgg")
+
+
+@pytest.mark.parametrize("make", [lambda e: e, FrozenEncoder])
+def test_layouts_batch_shapes_and_strides(encoder, make):
+    x, encode = images(4), make(encoder)
+    with torch.no_grad():
+        z = encode(x)
+        assert z.shape == (4, 16) and z.dtype == torch.float32
+        assert torch.allclose(encode(x.movedim(1, -1).contiguous()), z, atol=1e-5)
+        assert torch.allclose(encode(x.unflatten(0, (2, 2))), z.unflatten(0, (2, 2)), atol=1e-5)
+        assert torch.allclose(encode(x[2]), z[2], atol=1e-5)
+        assert torch.allclose(encode(x.float() / 255), z, atol=1e-4)
+        wide = torch.zeros(4, 3, 40, 96, dtype=torch.uint8)
+        wide[..., ::2] = x
+        assert torch.allclose(encode(wide[..., ::2]), z, atol=1e-5)
+        assert torch.allclose(encode(x.flip(0)), z.flip(0), atol=1e-5)
+        for empty in ((0,), (2, 0)):
+            assert encode(torch.zeros(*empty, 40, 48, 3, dtype=torch.uint8)).shape == (*empty, 16)
+        with pytest.raises(ValueError, match="0, 255"):
+            encode(torch.tensor([0.0, 255.0]).expand(3, 40, 2))
+
+
+def test_trainable_encoder_has_gradients_and_frozen_has_none(encoder):
+    encoder(images(2)).sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+    frozen = FrozenEncoder(encoder)
+    assert not frozen(images(2)).requires_grad
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert all(p.requires_grad for p in encoder.parameters())  # the caller's stays as it was
+
+
+def test_compiles_whole(encoder):
+    torch._dynamo.reset()
+    compiled = torch.compile(encoder, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.allclose(compiled(images(2)), encoder(images(2)), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiles_whole_with_inductor(encoder):
+    torch._dynamo.reset()
+    compiled = torch.compile(encoder, fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(images(2)), encoder(images(2)), atol=1e-4)
+
+
+# --- probing and wrong encoders --------------------------------------------------------------
+
+
+def test_probing_costs_no_frame_and_every_frame_is_counted_once():
+    counting = Counting()
+    frozen = FrozenEncoder(counting, image_size=SIZE, chunk_size=2)
+    assert frozen.dim == 3 and counting.frames == 0
+    frozen(images(5))
+    assert counting.frames == 5 and counting.largest == 2
+    frozen(images(0))
+    assert counting.frames == 5
+
+
+def test_probing_keeps_modes_and_runs_in_the_weights_precision():
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * SIZE**2), nn.Linear(3 * SIZE**2, 4))
+    network.to(torch.bfloat16).train()
+    network[1].eval()  # a frozen batch norm in a network that trains
+    assert embedding_dim(network, SIZE) == 4
+    assert [m.training for m in network] == [True, False, True] and network.training
+    assert network[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (nn.Identity(), r"\(1, 3, 32, 32\) for 1 frames"),
+        (nn.Flatten(0), r"\(3072,\)"),
+        (nn.Conv2d(3, 8, 4), "pool its spatial"),
+    ],
+)
+def test_an_encoder_of_the_wrong_rank_is_named(wrong, says):
+    for make in (FrozenEncoder, VIPEncoder):
+        with pytest.raises(ValueError, match=says):
+            make(wrong, image_size=SIZE)
+
+
+def test_wrong_output_that_probing_could_not_see():
+    class Lying(nn.Module):
+        dim = 3
+
+        def forward(self, frames):
+            return frames.mean((-2, -1))[:1]
+
+    with pytest.raises(ValueError, match=r"shape \(1, 3\) for 2 frames"):
+        FrozenEncoder(Lying(), image_size=SIZE)(images(2))
+    with pytest.raises(ValueError, match="chunk_size"):
+        FrozenEncoder(Lying(), chunk_size=0)

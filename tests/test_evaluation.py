@@ -1,0 +1,113 @@
+"""Metrics of distance curves by numbers worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from torchrl_vip.evaluation.clips import LabelledClip, embed_clips, score_groups, summarise
+from torchrl_vip.evaluation.metrics import auc, bootstrap, bump_size, bumps, progress, voc
+
+
+@pytest.mark.parametrize("kind", ["spearman", "pearson"])
+def test_voc_of_perfect_reversed_and_constant_curves(kind: str) -> None:
+    falling = np.array([4.0, 3, 2, 1, 0])
+    assert voc(falling, kind) == pytest.approx(1)
+    assert voc(falling[::-1], kind) == pytest.approx(-1)
+    assert voc(np.full(5, 2.0), kind) == 0
+    assert voc(np.array([1.0]), kind) == 0
+
+
+def test_voc_by_hand() -> None:
+    # values (minus distance) -3, -2, -4, 0: ranks 2 3 1 4 against 1 2 3 4, squared gaps 1 1 4 0
+    distance = np.array([3.0, 2, 4, 0])
+    assert voc(distance) == pytest.approx(1 - 6 * 6 / (4 * 15))
+    # pearson: covariance sum 3.5, variances sum 5 and 8.75
+    assert voc(distance, "pearson") == pytest.approx(3.5 / np.sqrt(5 * 8.75))
+    assert voc(np.exp(-np.arange(5.0))) == pytest.approx(1)  # order alone counts
+    assert voc(np.exp(-np.arange(5.0)), "pearson") < 0.95
+
+
+def test_bumps_their_size_and_progress_by_hand() -> None:
+    distance = np.array([4.0, 5, 3, 3, 3.5, 1])  # grows by 1 and by 0.5 in five steps
+    assert bumps(distance) == pytest.approx(2 / 5)
+    assert bump_size(distance) == pytest.approx(1.5 / 4)
+    assert progress(distance) == pytest.approx(1 / 4)
+    assert bumps(distance[::-1]) == pytest.approx(2 / 5)  # grows by 2.5 and by 2
+    assert bumps(np.array([3.0, 2, 1])) == bump_size(np.array([3.0, 2, 1])) == 0
+
+
+def test_auc_counts_pairs_and_half_of_ties() -> None:
+    assert auc([3, 2], [1, 0]) == 1
+    assert auc([0], [1, 2]) == 0
+    assert auc([1, 1], [1]) == 0.5
+    assert auc([2, 1], [1, 3]) == pytest.approx((1 + 0 + 0.5 + 0) / 4)
+
+
+def test_bootstrap_covers_the_mean_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        mean, low, high = bootstrap(rng.normal(5, 1, 40), n=400)
+        assert low < mean < high
+        hits += low <= 5 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+    assert bootstrap([2.0, 2.0]) == (2, 2, 2)
+    assert bootstrap([1.0, 4.0, 2.0]) == bootstrap([1.0, 4.0, 2.0])  # no hidden randomness
+
+
+def line(*positions: float) -> np.ndarray:
+    """Embeddings [T, 2] on one axis."""
+    return np.array([[p, 0.0] for p in positions])
+
+
+def clip(group: str, success: bool = True) -> LabelledClip:
+    return LabelledClip(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), group, success)
+
+
+def test_goals_are_other_successes_and_failures_count_in_the_auc_alone() -> None:
+    # a ends at 10, b at 8: a against 8 is 8 4 2 (all falls), b against 10 is 10 12 2 (one bump)
+    z = [line(0, 4, 10), line(0, -2, 8), line(0, 0, -5), line(0, 9, 9)]
+    clips = [clip("g"), clip("g"), clip("g", success=False), clip("g", success=False)]
+    scores = score_groups(z, clips)["g"]
+    assert scores["voc"] == pytest.approx((1 + 0.5) / 2)  # b: ranks 2 1 3
+    assert scores["bumps"] == pytest.approx((0 + 1 / 2) / 2)
+    assert scores["bump_size"] == pytest.approx((0 + 2 / 10) / 2)
+    assert scores["voc_own"] == pytest.approx((1 + 0.5) / 2)  # 10 6 0 and 8 10 0
+    assert scores["bumps_own"] == pytest.approx(1 / 4)
+    # final / first distance: a 2/8, b 2/10; failures (13/8 + 15/10)/2 and (1/8 + 1/10)/2
+    assert scores["auc"] == pytest.approx(1 / 2)
+    without = score_groups(z[:2], clips[:2])["g"]
+    assert np.isnan(without["auc"])
+    assert all(without[k] == scores[k] for k in scores if k != "auc")
+
+
+def test_a_group_never_sees_another_and_a_lonely_clip_has_no_cross_score() -> None:
+    z = [line(0, 1, 2), line(5, 9, 7)]
+    scores = score_groups(z, [clip("g"), clip("h")])
+    assert scores["g"]["voc_own"] == pytest.approx(1)
+    assert scores["h"]["voc_own"] == pytest.approx(1.5 / np.sqrt(1.5 * 2))  # ranks 1.5 1.5 3
+    assert np.isnan(scores["g"]["voc"]) and np.isnan(scores["h"]["voc"])
+    only_failures = score_groups(z[:1], [clip("g", success=False)])["g"]
+    assert all(np.isnan(value) for value in only_failures.values())
+
+
+def test_summary_is_over_groups_that_have_the_metric() -> None:
+    nan = float("nan")
+    summary = summarise({"g": {"voc": 0.2, "auc": nan}, "h": {"voc": 0.6, "auc": nan}})
+    assert set(summary) == {"voc"}
+    mean, low, high, groups = summary["voc"]
+    assert (mean, low, high, groups) == (pytest.approx(0.4), 0.2, 0.6, 2)
+
+
+def test_every_frame_is_embedded_in_chunks() -> None:
+    seen = []
+
+    def embed(frames: torch.Tensor) -> torch.Tensor:
+        seen.append(len(frames))
+        return frames.double().mean((2, 3))
+
+    frames = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 2, 2)
+    (z,) = embed_clips(embed, [LabelledClip(frames, "g")], chunk=2)
+    assert seen == [2, 2, 1]
+    assert z.dtype == np.float32
+    np.testing.assert_array_equal(z, np.arange(5.0)[:, None].repeat(3, 1))

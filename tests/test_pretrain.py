@@ -1,0 +1,168 @@
+"""Pre-training's refusals and its pieces: the split, the schedule, checkpoints, the log."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from torchrl_vip.data.video import Clip
+from torchrl_vip.pretrain.state import MetricsLog, load_state, save_state
+from torchrl_vip.pretrain.trainer import make_schedule, split_clips
+from torchrl_vip.weights import CheckpointError
+
+CONFIG = Path(__file__).resolve().parents[1] / "torchrl_vip" / "pretrain" / "config.yaml"
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Seven files that are never opened."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for i in range(7):
+        (folder / f"{i}.mp4").touch()
+    return folder
+
+
+def refused(monkeypatch, capsys, *arguments: str) -> str:
+    """What the command line, run inside this process, says as it exits with an error."""
+    monkeypatch.setattr(sys, "argv", ["pretrain", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_module("torchrl_vip.pretrain", run_name="__main__")
+    assert exit.value.code not in (0, None)
+    return f"{exit.value.code}\n{capsys.readouterr().err}"
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("stepz=3", "Key 'stepz' is not in struct"),
+        ("+stepz=3", "error: unknown or missing fields stepz"),
+        ("+data.wokers=3", "error: unknown or missing fields data.wokers"),
+        ("steps=0", "error: steps=0 cannot be"),
+        ("steps=many", "error: steps=many cannot be"),
+        ("steps=true", "error: steps=True cannot be"),
+        ("batch_size=1", "error: batch_size=1 cannot be"),
+        ("lr=-1", "error: lr=-1 cannot be"),
+        ("lr=nan", "error: lr=nan cannot be"),
+        ("gamma=1", "error: gamma=1 cannot be"),
+        ("crop_scale=0.5", "error: crop_scale=0.5 cannot be"),
+        ("crop_scale=[0.9,0.2]", r"error: crop_scale=\[0.9, 0.2\] cannot be"),
+        ("schedule=cosin", "error: schedule=cosin cannot be"),
+        ("data.workers=0", "error: data.workers=0 cannot be"),
+        ("data.validation=2", "error: data.validation=2 cannot be"),
+        ("device=abacus", "error: device=abacus cannot be used here"),
+        ("encoder=resnet81", "error: encoder=resnet81 is neither one of resnet18, .* checkpoint"),
+        ("data.path=/no/where", "error: /no/where is no folder"),
+        ("data.validation=1", "error: all 7 clips are held out or for validation"),
+    ],
+)
+def test_a_wrong_field_is_one_line_and_nothing_is_written(
+    option, message, clips, tmp_path, monkeypatch, capsys
+) -> None:
+    out = tmp_path / "run"
+    text = refused(monkeypatch, capsys, f"data.path={clips}", f"out_dir={out}", option)
+    assert re.search(message, text), text
+    assert not out.exists()
+    if "error: " in message:
+        assert len(text.split("error: ")[1].strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("given, missing", [("out_dir=x", "data.path"), ("data.path=x", "out_dir")])
+def test_a_missing_field_is_named(given, missing, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"missing {missing}=..." in refused(monkeypatch, capsys, given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_prints_every_field_with_its_comment(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["pretrain", "--help"])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_module("torchrl_vip.pretrain", run_name="__main__")
+    assert not exit.value.code
+    assert capsys.readouterr().out == CONFIG.read_text()
+    fields = [line for line in CONFIG.read_text().splitlines() if ":" in line.split("#")[0]]
+    assert len(fields) > 25 and "gamma: 0.98                # discount" in fields
+
+
+# --- the pieces -----------------------------------------------------------------------------------
+
+
+def labelled(n: int, key: str, groups: int) -> list[Clip]:
+    return [Clip(Path(f"{i}.mp4"), f"{i}.mp4", {key: f"{key}{i % groups}"}) for i in range(n)]
+
+
+@pytest.mark.parametrize("key", ["group", "lab", "task"])
+def test_a_share_is_drawn_by_group_whatever_the_order(key: str) -> None:
+    clips = labelled(300, key, 100)
+    train, validation = split_clips(clips, 0.3, [])
+    assert {c.labels[key] for c in train}.isdisjoint(c.labels[key] for c in validation)
+    assert 0.15 < len(validation) / 300 < 0.45
+    again = split_clips(clips[::-1], 0.3, [])
+    assert {c.name for c in again[1]} == {c.name for c in validation}
+    assert len(split_clips(clips, 0.0, [])[1]) == len(split_clips(clips, 1.0, [])[0]) == 0
+
+
+def test_without_labels_the_clip_itself_is_the_group() -> None:
+    train, validation = split_clips([Clip(Path(f"{i}"), f"{i}") for i in range(400)], 0.25, [])
+    assert len(train) + len(validation) == 400 and 60 < len(validation) < 140
+
+
+def test_held_out_clips_are_nowhere_and_a_list_chooses_the_validation() -> None:
+    clips = labelled(40, "lab", 4)
+    train, validation = split_clips(clips, ["lab1", "lab2"], ["lab2", "lab3"])
+    assert {c.labels["lab"] for c in train} == {"lab0"}
+    assert {c.labels["lab"] for c in validation} == {"lab1"}
+    everything = [c for part in split_clips(clips, 0.5, ["lab0"]) for c in part]
+    assert len(everything) == 30 and all(c.labels["lab"] != "lab0" for c in everything)
+
+
+@pytest.mark.parametrize("name, rates", [("cosine", [1, 0.5, 0]), ("constant", [1, 1, 1])])
+def test_the_schedule_at_start_half_way_and_end(name: str, rates: list[float]) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    decay = make_schedule(optimizer, {"schedule": name, "steps": 10}).lr_lambdas[0]
+    assert [decay(0), decay(5), decay(10)] == pytest.approx(rates)
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
+    path, cpu, layer = tmp_path / "last.pt", torch.device("cpu"), torch.nn.Linear(2, 2)
+    assert load_state(path, cpu, encoder=layer) == 0
+    save_state(path, step=7, encoder=layer)
+    wanted = layer.weight.detach().clone()
+
+    def dies(state, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch, "save", dies)
+        save_state(path, step=8, encoder=layer)
+    torch.nn.init.zeros_(layer.weight)
+    assert load_state(path, cpu, encoder=layer) == 7
+    assert torch.equal(layer.weight, wanted)
+    assert set(torch.load(path, weights_only=True)) == {"step", "encoder"}
+
+
+@pytest.mark.parametrize("content", [b"", b"half", b"\x80\x04]."])
+def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
+    path, layer = tmp_path / "last.pt", torch.nn.Linear(2, 2)
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"last\.pt is no readable .*Delete it"):
+        load_state(path, torch.device("cpu"), encoder=layer)
+    save_state(path, step=7, encoder=layer)
+    with pytest.raises(CheckpointError, match=r"last\.pt is of another network"):
+        load_state(path, torch.device("cpu"), encoder=torch.nn.Linear(2, 3))
+
+
+def test_the_log_drops_a_lost_tail_and_keeps_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,metric,value\n10,loss,0.5\n20,loss,0.25\n30,loss,0.2\n3")
+    MetricsLog(path, 20).write(30, {"loss": 0.125})
+    assert path.read_text() == "step,metric,value\n10,loss,0.5\n20,loss,0.25\n30,loss,0.125\n"
+    MetricsLog(path, 0)
+    assert path.read_text() == "step,metric,value\n"

@@ -1,0 +1,187 @@
+"""Meta-World as an environment and as a source of clips."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("metaworld", reason='pip install "torchrl-vip[metaworld]"')
+
+from torchrl.envs.utils import check_env_specs  # noqa: E402
+
+from torchrl_vip.data import render  # noqa: E402
+from torchrl_vip.data.video import find_clips, read_clip  # noqa: E402
+from torchrl_vip.envs import metaworld as mw  # noqa: E402
+
+TASK = "drawer-open-v3"
+
+
+@pytest.fixture(scope="module")
+def sim():
+    sim = mw.MetaWorldSim(TASK, image_size=64)
+    yield sim
+    sim.close()
+
+
+# --- the environment ------------------------------------------------------------------------------
+
+
+def test_specs_hold_and_an_episode_is_truncated() -> None:
+    env = mw.make_env(TASK, image_size=32, seed=0, max_steps=3)
+    check_env_specs(env)
+    episode = env.rollout(10)
+    assert episode.shape == (3,)
+    assert episode["pixels"].shape == (3, 32, 32, 3) and episode["pixels"].dtype == torch.uint8
+    assert torch.equal(episode["state"], episode["full_state"][:, :4])
+    assert episode["next", "success"].shape == episode["next", "reward"].shape == (3, 1)
+    assert episode["next", "truncated"].flatten().tolist() == [False, False, True]
+    assert not episode["next", "terminated"].any()
+    env.close()
+
+
+def test_a_seed_gives_the_same_episode_and_another_seed_another() -> None:
+    def first_frames(seed: int) -> torch.Tensor:
+        env = mw.make_env(TASK, image_size=32, seed=seed, randomize=True)
+        frames = torch.stack([env.reset()["pixels"], env.reset()["pixels"]])
+        env.close()
+        return frames
+
+    a = first_frames(3)
+    assert torch.equal(a, first_frames(3))
+    assert not torch.equal(a, first_frames(4))
+    assert not torch.equal(a[0], a[1])  # objects and looks move at each reset
+
+
+def test_the_picture_is_upright(sim) -> None:
+    """A hand that goes up moves pixels higher in the image than one that goes down."""
+
+    def row_of_motion(direction: float) -> float:
+        sim.reset(0)
+        before = sim.render().astype(float)
+        for _ in range(12):
+            sim.step(np.array([0, 0, direction, 0]))
+        sim_after = sim.render().astype(float)
+        # where the hand is now: pixels that differ, minus where they were in the other motion
+        changed = np.abs(sim_after - before).sum(-1)
+        return float((changed.sum(1) * np.arange(64)).sum() / changed.sum())
+
+    assert row_of_motion(1.0) < row_of_motion(-1.0) - 1
+
+
+def test_looks_change_with_their_seed_and_come_back(sim) -> None:
+    sim.reset(0)
+    shipped = sim.render().copy()
+    pictures = []
+    for seed in (1, 2, 1):
+        sim.randomize(mw.Randomization(), seed)
+        pictures.append(sim.render().copy())
+    sim.randomize(None)
+    np.testing.assert_array_equal(pictures[0], pictures[2])
+    assert np.abs(pictures[0].astype(int) - pictures[1]).mean() > 10
+    np.testing.assert_array_equal(sim.render(), shipped)
+
+
+def test_wrong_names_are_errors_that_list_the_choices() -> None:
+    with pytest.raises(ValueError, match="unknown task 'drawer-v3'.*drawer-open-v3"):
+        mw.make_env("drawer-v3")
+    with pytest.raises(ValueError, match="unknown camera 'top'.*corner4"):
+        mw.make_env(TASK, camera="top")
+    with pytest.raises(ValueError, match="'fast' or 'faithful'"):
+        mw.make_env(TASK, render="best")
+
+
+def test_held_out_tasks_are_tasks() -> None:
+    assert len(mw.list_tasks()) == 50
+    assert len(set(mw.HELD_OUT_TASKS)) == 10 and set(mw.HELD_OUT_TASKS) < set(mw.list_tasks())
+
+
+def test_ends_solved_by_hand() -> None:
+    def flags(text: str) -> np.ndarray:
+        return np.array([c == "1" for c in text])
+
+    assert mw.ends_solved(flags("0000011"), 0)
+    assert not mw.ends_solved(flags("0000110"), 0)  # lost again
+    assert not mw.ends_solved(flags("0100011"), 0)  # solved before anything was done
+    assert mw.ends_solved(flags("00000111000"), 5) and not mw.ends_solved(flags("000001100"), 5)
+
+
+@pytest.mark.slow
+def test_the_script_solves_its_task_and_a_still_hand_does_not(sim) -> None:
+    frames, success = mw.play(sim, render.scripted(TASK), 0, stride=10)
+    assert mw.ends_solved(success, 0) and len(success) < 200
+    assert len(frames) == 1 + len(success) // 10
+    _, still = mw.play(sim, lambda state, t: np.zeros(4), 0, steps=60, settle=None, stride=60)
+    assert len(still) == 60 and not still.any()
+
+
+@pytest.mark.slow
+def test_goal_images_show_another_state_than_the_start(sim) -> None:
+    sim.reset(0)
+    goal = mw.goal_image(TASK, image_size=64)
+    assert goal.shape == (64, 64, 3) and goal.dtype == np.uint8
+    assert np.abs(goal.astype(int) - sim.render()).mean() > 2
+
+
+# --- the clips ------------------------------------------------------------------------------------
+
+
+def cli(out: Path, *options: str) -> str:
+    arguments = ("--out", str(out), "--size", "48", "--stride", "8", *options)
+    command = (sys.executable, "-m", "torchrl_vip.data.render", *arguments)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_clips_are_rendered_listed_and_not_rendered_twice(tmp_path: Path) -> None:
+    options = ("--tasks", TASK, "--episodes", "1", "--workers", "1", "--split", "heldout")
+    assert "2 clips" in cli(tmp_path, *options)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert [e["file"] for e in manifest] == [f"{TASK}/{n}_0000.mp4" for n in ("failure", "success")]
+    assert [e["success"] for e in manifest] == [False, True]
+    assert manifest[0]["frames"] == manifest[1]["frames"]  # length tells nothing
+    for clip, entry in zip(find_clips(tmp_path), manifest, strict=True):
+        frames = read_clip(clip.path, 48).float()
+        assert clip.labels["group"] == clip.labels["task"] == TASK
+        assert len(frames) == entry["frames"] >= 4
+        assert frames.std() > 10 and (frames[0] - frames[-1]).abs().mean() > 1
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.mp4")}
+    cli(tmp_path, *options)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.mp4")} == before
+    cli(tmp_path, *options, "--seed", "1")  # other clips, so they are made
+    again = json.loads((tmp_path / "manifest.json").read_text())
+    assert [e["seed"] for e in again] != [e["seed"] for e in manifest]
+
+
+@pytest.mark.parametrize("option", [("--tasks", "fly-v3"), ("--size", "47")])
+def test_wrong_options_are_refused_before_anything_is_written(option, tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        render.main(["--out", str(tmp_path / "out"), *option])
+    assert option[1] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_depends_on_the_names_alone() -> None:
+    assert render.clip_seed(0, TASK, "looks", 1) == render.clip_seed(0, TASK, "looks", 1)
+    assert len({render.clip_seed(0, TASK, "success", n) for n in range(1000)}) == 1000
+
+
+@pytest.mark.parametrize("kind", render.FAILURES)
+def test_failing_policies_act_within_their_meaning(kind: str) -> None:
+    state = np.zeros(39)
+    state[:3], state[4:7] = (0, 0.6, 0.2), (0.1, 0.7, 0.1)
+    act = render.failing(TASK, kind, 100, np.random.default_rng(0))
+    actions = np.stack([act(state, t) for t in range(100)])
+    assert actions.shape == (100, 4) and np.isfinite(actions).all()
+    if kind == "stops":  # somewhere between a fifth and three fifths
+        still = (actions[:, :3] == 0).all(1)
+        assert 20 <= np.argmax(still) <= 60 and still[np.argmax(still) :].all()
+    elif kind == "misses":
+        assert not np.allclose(actions[0], render.scripted(TASK)(state, 0))
+    else:
+        assert actions.std(0).min() > 0.05

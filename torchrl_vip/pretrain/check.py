@@ -1,0 +1,78 @@
+"""Refuses settings that cannot be, before anything is written."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from torchrl_vip.encoders import ENCODERS
+
+
+def check(config: dict[str, Any]) -> None:
+    """Refuse impossible values before any work; ValueError names the field, value and wish."""
+    known = yaml.safe_load(Path(__file__).with_name("config.yaml").read_text())
+    for got, wanted, prefix in ((config, known, ""), (config["data"], known["data"], "data.")):
+        if wrong := sorted(prefix + key for key in set(got) ^ set(wanted)):
+            raise ValueError(f"unknown or missing fields {', '.join(wrong)}; see config.yaml.")
+
+    def whole(v: Any, least: int) -> bool:
+        return type(v) is int and v >= least  # True is no number here
+
+    def real(v: Any, low: float, high: float = math.inf) -> bool:
+        return type(v) in (int, float) and low <= v <= high and math.isfinite(v)
+
+    def pair(v: Any) -> bool:
+        return isinstance(v, list | tuple) and len(v) == 2 and all(real(x, 0, 1) for x in v)
+
+    data, tiny = config["data"], 1e-30
+    good = {
+        "steps": whole(config["steps"], 1),
+        "batch_size": whole(config["batch_size"], 2),
+        "image_size": whole(config["image_size"], 8),
+        "dim": whole(config["dim"], 1),
+        "seed": whole(config["seed"], 0),
+        "lr": real(config["lr"], tiny),
+        "weight_decay": real(config["weight_decay"], 0),
+        "l1": real(config["l1"], 0),
+        "l2": real(config["l2"], 0),
+        "gamma": real(config["gamma"], tiny, 1 - 1e-12),
+        "num_negatives": whole(config["num_negatives"], 0),
+        "self_transition": real(config["self_transition"], 0, 1),
+        "flip": real(config["flip"], 0, 1),
+        "colour": real(config["colour"], 0, 1) and config["colour"] < 1,
+        "crop_scale": pair(config["crop_scale"])
+        and 0 < config["crop_scale"][0] <= config["crop_scale"][1],
+        "schedule": config["schedule"] in ("cosine", "constant"),
+        "precision": config["precision"] in ("auto", "bfloat16", "float32"),
+        "checkpoint_every": whole(config["checkpoint_every"], 1),
+        "validate_every": whole(config["validate_every"], 1),
+        "validation_clips": whole(config["validation_clips"], 1),
+        "grad_clip": real(config["grad_clip"], tiny),
+        "data.workers": whole(data["workers"], 1),
+        "data.validation": isinstance(data["validation"], list) or real(data["validation"], 0, 1),
+        "data.hold_out": isinstance(data["hold_out"], list),
+    }
+    for key, is_good in good.items():
+        if not is_good:
+            value = data[key[5:]] if key.startswith("data.") else config[key]
+            raise ValueError(f"{key}={value} cannot be; see its comment in config.yaml.")
+    if config["encoder"] not in ENCODERS and not Path(str(config["encoder"])).exists():
+        raise ValueError(
+            f"encoder={config['encoder']} is neither one of {', '.join(ENCODERS)} nor a checkpoint."
+        )
+    pick_device(config["device"])
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: torch without CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={name} cannot be used here: {reason}") from error
+    return torch.device(name)

@@ -1,0 +1,156 @@
+"""VIP rewards outside TorchRL: frame by frame for a robot's own loop, and for gymnasium."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchrl_vip.goals import read_image
+from torchrl_vip.transforms import EncoderLike, VIPRewardTransform, VIPTransform
+
+
+class VIPReward:
+    """Reward of each new camera frame, for one goal.
+
+    Args:
+        goal: an image, a path, an embedding ``[D]`` or a list of these.
+        encoder: see :class:`VIPTransform`; None is the bundled default.
+        form, scale, gamma, threshold, goal_reduction: see :class:`VIPRewardTransform`.
+        **options: further options of :class:`VIPTransform`, such as ``dtype`` or ``compile``.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: a bad goal or frame, as in VIPRewardTransform.
+
+    Examples:
+        >>> vip = VIPReward(goal=torch.zeros(120, 160, 3, dtype=torch.uint8))
+        >>> vip.reward(torch.zeros(120, 160, 3, dtype=torch.uint8))
+        0.0
+    """
+
+    def __init__(
+        self,
+        goal: Any = None,
+        *,
+        encoder: EncoderLike | VIPTransform = None,
+        form: str = "difference",
+        scale: float | str = 1.0,
+        gamma: float = 0.98,
+        threshold: float | None = None,
+        goal_reduction: str = "mean",
+        **options: Any,
+    ):
+        if not isinstance(encoder, VIPTransform):
+            encoder = VIPTransform(encoder, **options)
+        self._core = VIPRewardTransform(
+            goal,
+            encoder=encoder,
+            form=form,
+            scale=scale,
+            gamma=gamma,
+            threshold=threshold,
+            goal_reduction=goal_reduction,
+        )
+        self._z: Tensor | None = None
+
+    @property
+    def goal(self) -> Tensor | None:
+        """The goal's embedding, ``[D]``."""
+        return self._core.goal
+
+    def set_goal(self, goal: Any) -> None:
+        """Give a new goal; the next reward is the first after it and measures from there."""
+        self._core.set_goal(goal)
+        self.reset()
+
+    def reset(self, frame: Any = None) -> None:
+        """Start an episode, from its first frame where there is one."""
+        self._z = None if frame is None else self._embed(frame)
+
+    def distance(self, frame: Any) -> float:
+        """Distance of a frame to the goal, embedding units; changes nothing."""
+        return -float(self._core._reward_of(self._embed(frame), "distance", 1.0))
+
+    def reward(self, frame: Any) -> float:
+        """Reward of having come to this frame.
+
+        Args:
+            frame: uint8 ``[H, W, 3]`` or ``[3, H, W]``, array or tensor; or floating point in [0, 1].
+
+        Returns:
+            The reward since the last frame; the first frame of an episode gained nothing, so its
+            ``"difference"`` is 0.
+        """
+        z_next = self._embed(frame)
+        z = z_next if self._z is None else self._z
+        self._z = z_next
+        return float(self._core._reward_of(z_next, z=z))
+
+    def _embed(self, frame: Any) -> Tensor:
+        frame = read_image(frame)
+        if frame.ndim != 3:
+            raise ValueError(f"a frame of shape {tuple(frame.shape)}; wanted one image, [H, W, 3].")
+        return self._core.embedder.embed(frame)
+
+
+class VIPRewardWrapper(gymnasium.Wrapper):
+    """A gymnasium environment whose reward is VIP's.
+
+    Args:
+        env: renders (``render_mode="rgb_array"``), or has frames in its observation.
+        goal: see :class:`VIPReward`.
+        pixels: None renders; a string reads ``observation[pixels]``; ``""`` says that the
+            observation is the frame.
+        mode: ``"replace"`` or ``"add"``; the environment's own reward is always in
+            ``info["env_reward"]``, the distance to the goal in ``info["vip_distance"]``.
+        **options: of :class:`VIPReward`.
+
+    Raises:
+        ValueError: unknown mode, or an environment that gives no frame.
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        goal: Any = None,
+        *,
+        pixels: str | None = None,
+        mode: str = "replace",
+        **options: Any,
+    ):
+        super().__init__(env)
+        if mode not in ("replace", "add"):
+            raise ValueError(f"mode={mode!r}; wanted 'replace' or 'add'.")
+        if pixels is None and env.render_mode != "rgb_array":
+            raise ValueError(
+                f"the environment has render_mode={env.render_mode!r}: make it with "
+                'render_mode="rgb_array", or say with pixels= where its observation has frames.'
+            )
+        self.pixels, self.mode = pixels, mode
+        self.vip = VIPReward(goal, **options)
+
+    def set_goal(self, goal: Any) -> None:
+        """Give a new goal, from the next step on."""
+        self.vip._core.set_goal(goal)
+
+    def reset(self, **kwargs):
+        observation, info = self.env.reset(**kwargs)
+        self.vip.reset(self._frame(observation))
+        return observation, info
+
+    def step(self, action):
+        observation, env_reward, terminated, truncated, info = self.env.step(action)
+        reward = self.vip.reward(self._frame(observation))
+        distance = -float(self.vip._core._reward_of(self.vip._z, "distance", 1.0))
+        info = {**info, "env_reward": env_reward, "vip_distance": distance}
+        reward = reward + (float(env_reward) if self.mode == "add" else 0.0)
+        return observation, reward, terminated, truncated, info
+
+    def _frame(self, observation) -> np.ndarray:
+        if self.pixels is None:
+            return self.env.render()
+        frame = observation if self.pixels == "" else observation[self.pixels]
+        return frame if isinstance(frame, torch.Tensor) else np.asarray(frame)

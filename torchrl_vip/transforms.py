@@ -1,0 +1,986 @@
+"""VIP as TorchRL transforms: pixels to embeddings, distance to a goal to reward.
+
+Shapes: frames ``[*B, 3, H, W]`` or ``[*B, H, W, 3]``, embeddings ``[*B, D]``, rewards ``[*B, 1]``,
+where ``*B`` is the environment's (or the replay sample's) batch shape.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase, unravel_key
+from torch import Tensor, nn
+from torchrl.data.tensor_specs import Composite, Unbounded
+from torchrl.envs.transforms import Compose, Transform
+
+from torchrl_vip.encoders import FrozenEncoder, VIPEncoder
+from torchrl_vip.functional import check_form, goal_reward, to_chw
+from torchrl_vip.goals import align, is_image, read_image
+from torchrl_vip.weights import load_vip
+
+EncoderLike = str | os.PathLike | nn.Module | None
+
+
+def _now(key: NestedKey) -> NestedKey:
+    """A key without its leading "next"."""
+    return unravel_key(key[1:]) if isinstance(key, tuple) and key[0] == "next" else key
+
+
+def _is_next(key: NestedKey) -> bool:
+    return isinstance(key, tuple) and key[0] == "next"
+
+
+def _next(key: NestedKey) -> NestedKey:
+    return unravel_key(("next", key))
+
+
+def _reset_rows(tensordict: TensorDictBase | None, batch: torch.Size) -> Tensor | None:
+    """Which environments a reset concerns: bool ``[*B]``, or None for all of them."""
+    if tensordict is None:
+        return None
+    keys = [
+        k for k in tensordict.keys(True, True) if (k if isinstance(k, str) else k[-1]) == "_reset"
+    ]
+    rows = None
+    for key in keys:
+        mask = tensordict.get(key)
+        mask = mask.reshape(*batch, -1).any(-1)
+        rows = mask if rows is None else rows | mask
+    return None if rows is None or bool(rows.all()) else rows
+
+
+class VIPTransform(Transform):
+    """Replace frames with embeddings of a VIP encoder.
+
+    Frozen by default: evaluation mode whatever ``.train()`` says, no gradient, no parameter for an
+    optimizer to see, nothing in ``env.state_dict()``. In ``TransformedEnv(ParallelEnv(n, ...), ...)``
+    one forward serves all n environments, and a partial reset encodes only the rows being reset.
+    Inside a replay buffer it embeds the sampled frames, a key and its ("next", key) in one batch.
+
+    Args:
+        encoder: a bundled checkpoint's name, a checkpoint's path, a :class:`VIPEncoder`, or any
+            module from preprocessed frames (float ``[N, 3, S, S]``, ImageNet-normalised) to
+            ``[N, D]``. None is the bundled default.
+
+    Keyword Args:
+        in_keys: frames to read, uint8 0-255 or floating point in [0, 1]; one per camera.
+        out_keys: embeddings to write. By default "vip_vec", or "vip_vec_0", "vip_vec_1", ... with
+            ``stack_images=False``.
+        stack_images: concatenate the cameras of one time step in one embedding ``[*B, K * D]``;
+            else each has its own.
+        size: side S of the square that the network sees; None is the encoder's own.
+        del_keys: remove the frames, so that only embeddings are stored.
+        tensor_pixels_keys: keys under which to keep the untouched frames, one per in_key.
+        freeze: False registers the encoder as a trainable submodule and lets gradients through.
+        save_encoder: put a frozen encoder's weights in ``state_dict()`` after all.
+        dtype, channels_last, compile, chunk_size: see :class:`FrozenEncoder`.
+        channel_dim: -3 or -1 where the frames' shape leaves their layout open.
+        weights, download, download_path: see :func:`load_vip`. ``weights="random"`` is the only way
+            to an untrained network.
+        model_name, keys_in: the names of ``encoder`` and ``in_keys`` in earlier interfaces.
+
+    Raises:
+        KeyError: a frame's key is absent.
+        ValueError, TypeError: frames of wrong shape, dtype or range; an encoder of wrong rank; an
+            encoder's name without weights.
+
+    Examples:
+        >>> from torchrl.envs import GymEnv, TransformedEnv
+        >>> env = GymEnv("CartPole-v1", from_pixels=True, pixels_only=True)  # doctest: +SKIP
+        >>> env = TransformedEnv(env, VIPTransform())  # doctest: +SKIP
+        >>> env.rollout(3)["next", "vip_vec"].shape  # doctest: +SKIP
+        torch.Size([3, 512])
+    """
+
+    def __init__(
+        self,
+        encoder: EncoderLike = None,
+        *,
+        in_keys: Sequence[NestedKey] | None = None,
+        out_keys: Sequence[NestedKey] | None = None,
+        stack_images: bool = True,
+        size: int | None = None,
+        del_keys: bool = True,
+        tensor_pixels_keys: Sequence[NestedKey] | None = None,
+        freeze: bool = True,
+        save_encoder: bool = False,
+        dtype: torch.dtype | None = None,
+        channels_last: bool = True,
+        compile: bool = False,
+        chunk_size: int | None = None,
+        channel_dim: int | None = None,
+        weights: str | None = None,
+        download: bool = False,
+        download_path: str | os.PathLike | None = None,
+        model_name: str | None = None,
+        keys_in: Sequence[NestedKey] | None = None,
+    ):
+        if keys_in is not None:
+            in_keys = [k.removeprefix("next_") if isinstance(k, str) else k for k in keys_in]
+            warnings.warn(
+                f"keys_in={list(keys_in)} is deprecated: write in_keys={in_keys}.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        if model_name is not None:
+            if encoder is not None:
+                raise ValueError(
+                    f"both encoder={encoder!r} and model_name={model_name!r}: give one."
+                )
+            encoder = model_name
+        in_keys = ["pixels"] if in_keys is None else in_keys
+        in_keys = [in_keys] if isinstance(in_keys, str | tuple) else in_keys
+        super().__init__(in_keys=in_keys)
+        self.stack_images = stack_images
+        # A key and its ("next", key) are one camera at two times.
+        self.cameras = list(dict.fromkeys(_now(k) for k in self.in_keys))
+        self.embedding_keys = self._name_embeddings(out_keys)
+        self.out_keys = list(
+            dict.fromkeys(
+                _next(out) if _is_next(key) else out
+                for key in self.in_keys
+                for out in [self._embedding_key(_now(key))]
+            )
+        )
+        self.del_keys = del_keys
+        self.tensor_pixels_keys = [unravel_key(k) for k in tensor_pixels_keys or []]
+        if self.tensor_pixels_keys and len(self.tensor_pixels_keys) != len(self.cameras):
+            raise ValueError(
+                f"tensor_pixels_keys={self.tensor_pixels_keys} for in_keys={self.in_keys}: "
+                "wanted one for each."
+            )
+        self.channel_dim = channel_dim
+        self.freeze = freeze
+        self.save_encoder = save_encoder
+        if not isinstance(encoder, nn.Module):
+            encoder = load_vip(
+                encoder, download=download, download_path=download_path, weights=weights
+            )
+        if freeze:
+            frozen = encoder if isinstance(encoder, FrozenEncoder) else FrozenEncoder(
+                encoder, image_size=size, dtype=dtype, channels_last=channels_last,
+                compile=compile, chunk_size=chunk_size,
+            )  # fmt: skip
+            # Past nn.Module's registration: neither parameters() nor state_dict() sees it.
+            self.__dict__["encoder"] = frozen
+        else:
+            if not isinstance(encoder, VIPEncoder):
+                encoder = VIPEncoder(encoder, image_size=size or 224)
+            self.encoder = encoder
+        self.dim = self.encoder.dim
+        self.__dict__["_last"] = {}  # embedding key -> [*B, D], for the rows a partial reset leaves
+
+    def _name_embeddings(self, out_keys: Sequence[NestedKey] | None) -> list[NestedKey]:
+        """One out key per camera, or one for all; those given may name the ("next", key) too."""
+        wanted = 1 if self.stack_images else len(self.cameras)
+        if not out_keys:
+            return ["vip_vec"] if self.stack_images else [f"vip_vec_{i}" for i in range(wanted)]
+        out_keys = [out_keys] if isinstance(out_keys, str | tuple) else out_keys
+        keys = list(dict.fromkeys(_now(unravel_key(k)) for k in out_keys))
+        if len(keys) != wanted:
+            raise ValueError(
+                f"out_keys={keys} for the cameras {self.cameras} with stack_images="
+                f"{self.stack_images}: wanted {wanted} key(s)."
+            )
+        return keys
+
+    def _embedding_key(self, camera: NestedKey) -> NestedKey:
+        return self.embedding_keys[0 if self.stack_images else self.cameras.index(camera)]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Frames of one camera to embeddings: ``[*B, 3, H, W]`` or ``[*B, H, W, 3]`` to ``[*B, D]``."""
+        return self.encoder(images, channel_dim=self.channel_dim)
+
+    def _embed_all(self, images: list[Tensor]) -> list[Tensor]:
+        """Embed frames of several keys, those of one size in one batch."""
+        images = [to_chw(x, self.channel_dim) for x in images]
+        out: list[Tensor | None] = [None] * len(images)
+        kinds: dict[tuple, list[int]] = {}
+        for i, x in enumerate(images):
+            kinds.setdefault((x.shape[-3:], x.dtype), []).append(i)
+        for members in kinds.values():
+            flat = [images[i].reshape(-1, *images[i].shape[-3:]) for i in members]
+            z = self.encoder(flat[0] if len(flat) == 1 else torch.cat(flat), channel_dim=-3)
+            for i, part in zip(members, z.split([len(x) for x in flat]), strict=True):
+                out[i] = part.reshape(*images[i].shape[:-3], self.dim)
+        return out
+
+    def _embed_keys(
+        self, tensordict: TensorDictBase, keys: Sequence[NestedKey], rows: Tensor | None = None
+    ) -> None:
+        """Write the embeddings of the frames under ``keys`` into the tensordict.
+
+        ``rows``, bool ``[*B]``, limits the encoding; the other rows get their last embedding.
+        """
+        images = []
+        for key in keys:
+            image = tensordict.get(key, None)
+            if image is None:
+                raise KeyError(
+                    f"{type(self).__name__} found no frames under {key!r}; the tensordict has "
+                    f"{sorted(map(str, tensordict.keys(True, True)))}. Name the key with in_keys=, "
+                    "and build the environment with from_pixels=True where it does not render."
+                )
+            images.append(image if rows is None else image[rows])
+        joined: dict[NestedKey, list[Tensor]] = {}
+        for key, z in zip(keys, self._embed_all(images), strict=True):
+            out = self._embedding_key(_now(key))
+            joined.setdefault(_next(out) if _is_next(key) else out, []).append(z)
+        for out, parts in joined.items():
+            z = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+            if rows is not None:
+                last = self._last.get(out)
+                full = z.new_zeros(*rows.shape, *z.shape[1:])
+                if last is not None and last.shape == full.shape:
+                    full.copy_(last)
+                full[rows] = z
+                z = full
+            if not _is_next(out):
+                self._last[out] = z.detach()
+            tensordict.set(out, z)
+        for camera, kept in zip(self.cameras, self.tensor_pixels_keys, strict=False):
+            for key in keys:
+                if _now(key) == camera:
+                    tensordict.set(_next(kept) if _is_next(key) else kept, tensordict.get(key))
+        if self.del_keys:
+            tensordict.exclude(*keys, inplace=True)
+
+    # -- in an environment: the tensordict is already that of one time step ---------------------
+
+    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        keys = self.cameras
+        if self.missing_tolerance:
+            keys = [k for k in keys if k in next_tensordict.keys(True)]
+        if keys:
+            self._embed_keys(next_tensordict, keys)
+        return next_tensordict
+
+    def _reset(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        rows = _reset_rows(tensordict, tensordict_reset.batch_size)
+        self._embed_keys(tensordict_reset, self.cameras, rows)
+        return tensordict_reset
+
+    def _reset_on_native_autoreset(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        # The step that ended the episode has embedded the first frame of the next one.
+        for key in self.embedding_keys:
+            self._last[key] = tensordict_reset.get(key)
+        return tensordict_reset
+
+    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+        observation_spec = observation_spec.clone()
+        frames = {}
+        for camera in self.cameras:
+            spec = observation_spec.get(camera, None)
+            if spec is None:
+                raise KeyError(
+                    f"{type(self).__name__}: the environment has no observation {camera!r}; it has "
+                    f"{sorted(map(str, observation_spec.keys(True, True)))}. Name the frames with "
+                    "in_keys=, or build it with from_pixels=True."
+                )
+            frames[camera] = spec
+        for camera, kept in zip(self.cameras, self.tensor_pixels_keys, strict=False):
+            observation_spec[kept] = frames[camera].clone()
+        for camera, spec in frames.items():
+            if self.del_keys:
+                del observation_spec[camera]
+            count = len(self.cameras) if self.stack_images else 1
+            observation_spec[self._embedding_key(camera)] = Unbounded(
+                shape=(*spec.shape[:-3], count * self.dim), device=spec.device, dtype=torch.float32
+            )
+        return observation_spec
+
+    # -- in a replay buffer, or called on a tensordict --------------------------------------------
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Embed frames in a copy of the tensordict, those of ("next", key) too where there are any."""
+        tensordict = tensordict.copy()
+        keys = list(self.in_keys)
+        if not any(map(_is_next, keys)):
+            present = set(tensordict.keys(True, True))
+            keys += [_next(k) for k in keys if _next(k) in present]
+        self._embed_keys(tensordict, keys)
+        return tensordict
+
+    # -- where the frozen weights live ------------------------------------------------------------
+
+    def _apply(self, fn: Callable, recurse: bool = True):
+        super()._apply(fn, recurse)
+        if self.freeze:
+            self.encoder._apply(fn)
+        self.__dict__["_last"] = {}
+        return self
+
+    def share_memory(self):
+        """Put the weights in memory shared between processes."""
+        if self.freeze:
+            self.encoder.share_memory()
+        return super().share_memory()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return self.encoder.state_dict() if self.freeze and self.save_encoder else {}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        if state:
+            self.encoder.load_state_dict(state)
+
+    def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
+        state = super().state_dict(
+            *args, destination=destination, prefix=prefix, keep_vars=keep_vars
+        )
+        if not (self.freeze and self.save_encoder):
+            state.pop(f"{prefix}_extra_state", None)  # empty: no key at all
+        return state
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, *args):
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, *args)
+        key = f"{prefix}_extra_state"
+        if key in missing:
+            missing.remove(key)
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_last": {}}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.in_keys} -> {self.out_keys})"
+
+
+class VIPRewardTransform(Transform):
+    """Reward from the distance to a goal image.
+
+    Reads the embedding that a :class:`VIPTransform` before it wrote, without a second forward, and
+    finds that transform's encoder for the goal; or, given an encoder and frames as in_keys, embeds
+    by itself. The goals of all environments live here, as "goal_embedding" ``[*B, D]``, which is
+    written at every reset and step: a partial reset changes only the rows being reset, an automatic
+    one keeps the row's goal.
+
+    A goal is an image (any size, uint8 or [0, 1]), a path, an embedding ``[D]``, a Python list of
+    these (their mean embedding, or the nearest), images or embeddings stacked with the environment's
+    batch shape in front (one per environment), or, for several cameras in one embedding, a dict
+    from camera key to image. It is given at construction, to :meth:`set_goal` at any time, or in
+    the tensordict at ``env.reset(...)``: as "goal_embedding" always, as "goal_image" where no goal
+    was given at construction or ``goal_image_shape`` declares one (it is then carried along in
+    every tensordict, as TorchRL wants of an environment's state).
+
+    In a replay buffer it computes ("next", "reward") of sampled transitions for its own goal, or
+    without one for the "goal_embedding" in the rows. There a goal is an embedding, or an encoder is
+    given.
+
+    Args:
+        goal: see above; None waits for one.
+
+    Keyword Args:
+        encoder: as of :class:`VIPTransform`, or a VIPTransform. Embeds frames where in_keys name
+            frames; only goals where they name embeddings.
+        in_keys: embedding(s), by default "vip_vec"; or frames, with an encoder. Several embeddings
+            are compared as one, concatenated.
+        reward_key: which of the environment's rewards, by default its only one.
+        mode: ``"replace"`` the environment's reward, ``"add"`` to it, or ``"keep"`` it and write
+            ours under ``vip_reward_key``.
+        vip_reward_key: for ``mode="keep"``; by default "vip_reward" beside the reward.
+        form: see :func:`torchrl_vip.goal_reward`.
+        scale: factor on the reward; ``"auto"`` is the checkpoint's ``reward_scale``, with which a
+            typical success returns about 1.
+        gamma: discount of ``form="potential"``.
+        threshold: of ``form="sparse"``, embedding units; None is the checkpoint's
+            ``success_threshold``.
+        goal_reduction: of a list of goals: ``"mean"`` embedding, or ``"nearest"`` goal.
+        goal_image_shape: declares "goal_image" with this shape (of one environment) in the state
+            spec; by default the frames' own, where no goal is given.
+
+    Raises:
+        ValueError: unknown mode or form; a goal of wrong channels, rank or size; no goal at a reset.
+        FileNotFoundError: a goal image that does not exist.
+        KeyError: no embedding under in_keys.
+        RuntimeError: an image as goal but no encoder in reach.
+
+    Examples:
+        >>> env = TransformedEnv(base_env, VIPTransform())  # doctest: +SKIP
+        >>> env = env.append_transform(VIPRewardTransform(goal="goal.png"))  # doctest: +SKIP
+        >>> env.rollout(3)["next", "reward"].shape  # doctest: +SKIP
+        torch.Size([3, 1])
+    """
+
+    goal_key = "goal_embedding"
+    goal_image_key = "goal_image"
+
+    def __init__(
+        self,
+        goal: Any = None,
+        *,
+        encoder: EncoderLike | VIPTransform = None,
+        in_keys: Sequence[NestedKey] | None = None,
+        reward_key: NestedKey | None = None,
+        mode: str = "replace",
+        vip_reward_key: NestedKey | None = None,
+        form: str = "difference",
+        scale: float | str = 1.0,
+        gamma: float = 0.98,
+        threshold: float | None = None,
+        goal_reduction: str = "mean",
+        goal_image_shape: Sequence[int] | None = None,
+    ):
+        in_keys = ["vip_vec"] if in_keys is None else in_keys
+        in_keys = [in_keys] if isinstance(in_keys, str | tuple) else list(in_keys)
+        super().__init__(in_keys=in_keys)
+        for name, value, choices in (
+            ("mode", mode, ("replace", "add", "keep")),
+            ("goal_reduction", goal_reduction, ("mean", "nearest")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}={value!r}; wanted one of {', '.join(choices)}.")
+        if isinstance(scale, str) and scale != "auto":
+            raise ValueError(f"scale={scale!r}; wanted a number or 'auto'.")
+        check_form(form, 0.0)
+        if encoder is not None and not isinstance(encoder, VIPTransform):
+            encoder = VIPTransform(encoder, in_keys=self.in_keys, del_keys=False)
+        # Not registered, like a VIPTransform's own encoder: it is frozen.
+        self.__dict__["embedder"] = encoder
+        self.reward_key = None if reward_key is None else unravel_key(reward_key)
+        self.mode, self.form, self.gamma = mode, form, gamma
+        self.vip_reward_key = None if vip_reward_key is None else unravel_key(vip_reward_key)
+        self.scale, self.threshold = scale, threshold
+        self.nearest = goal_reduction == "nearest"
+        self.goal_image_shape = None if goal_image_shape is None else tuple(goal_image_shape)
+        self.wants_goal_image = goal is None or goal_image_shape is not None
+        # What the user gave, until an encoder is in reach; files are opened now, so that a wrong
+        # path is an error here.
+        self._pending = None if goal is None else _read_goal(goal)
+        self._goal: Tensor | None = None  # [D] for all, or [*B, D]; [..., G, D] with nearest
+        self._goal_image: Tensor | None = None  # [*B, *goal_image_shape], where declared
+        self._written: Tensor | None = None  # goal_embedding as the environment last had it
+        self._last: Tensor | None = None  # embedding of the current frames, [*B, D]
+
+    # -- goals ------------------------------------------------------------------------------------
+
+    @property
+    def goal(self) -> Tensor | None:
+        """Goal embedding(s), float32 ``[D]`` or ``[*B, D]`` (``[..., G, D]`` with "nearest")."""
+        self._resolve()
+        return self._goal
+
+    def set_goal(self, goal: Any, env_ids: int | Sequence[int] | Tensor | None = None) -> None:
+        """Give a new goal, from the next step on.
+
+        Args:
+            goal: as at construction.
+            env_ids: indices or a mask of the environments that get it; None is all of them.
+
+        Raises:
+            ValueError: as the class; or ``env_ids`` without an environment.
+        """
+        goal = _read_goal(goal)
+        if env_ids is None:
+            self._pending, self._goal = goal, None
+            try:
+                self._resolve()
+            except RuntimeError:  # no encoder in reach yet: keep it until there is one
+                if self._safe_container() is not None:
+                    raise
+            return
+        batch = self._batch_size()
+        if not batch:
+            raise ValueError("env_ids= needs an environment with a batch dimension.")
+        rows = torch.zeros(batch, dtype=torch.bool)
+        rows[torch.as_tensor(env_ids)] = True
+        self._resolve()
+        embedding = self._embed_goal(goal, batch_in_front=torch.Size([int(rows.sum())]))
+        self._set_rows(embedding, rows, batch)
+
+    def _resolve(self) -> None:
+        if self._pending is not None:
+            self._goal = self._embed_goal(self._pending, self._batch_size())
+            self._pending = None
+
+    def _batch_size(self) -> torch.Size:
+        container = self._safe_container()
+        return torch.Size([]) if container is None else container.batch_size
+
+    def _set_rows(self, embedding: Tensor, rows: Tensor | None, batch: torch.Size) -> None:
+        """Give the goals of some environments; ``embedding`` is one goal or one per row."""
+        tail = 2 if self.nearest else 1
+        if rows is None:
+            self._goal = embedding
+            return
+        goal = self._goal
+        if goal is None:
+            goal = embedding.new_zeros(embedding.shape[-tail:])
+        goal = goal.expand(*batch, *goal.shape[-tail:]).clone()
+        goal[rows.to(goal.device)] = embedding.to(goal.device)
+        self._goal = goal
+
+    def _embed_goal(self, goal: Any, batch_in_front: torch.Size = torch.Size([])) -> Tensor:
+        """A goal as given to float32 ``[D]`` or ``[*B, D]``; ``[..., G, D]`` with "nearest"."""
+        if isinstance(goal, list | tuple):
+            if not goal:
+                raise ValueError("an empty list of goals; wanted at least one.")
+            each = torch.stack([self._embed_one(g, torch.Size([])) for g in goal], -2)
+            return each if self.nearest else each.mean(-2)
+        one = self._embed_one(goal, batch_in_front)
+        return one.unsqueeze(-2) if self.nearest else one
+
+    def _embed_one(self, goal: Any, batch: torch.Size) -> Tensor:
+        cameras = self._goal_cameras(goal)
+        if isinstance(goal, Mapping):
+            missing = [c for c in cameras if c not in goal]
+            if missing:
+                raise ValueError(f"the goal has no image of camera {missing}; got {list(goal)}.")
+            return torch.cat([self._embed_one_image(goal[c], batch) for c in cameras], -1)
+        dim = self._dim()
+        if is_image(goal, dim):
+            if len(cameras) > 1:
+                raise ValueError(
+                    f"one goal image for {len(cameras)} cameras: pass a dict {{key: image}} with "
+                    f"the keys {cameras}."
+                )
+            return self._embed_one_image(goal, batch)
+        if dim is not None and goal.shape[-1] != dim:
+            raise ValueError(
+                f"goal embedding of shape {tuple(goal.shape)}; wanted [..., {dim}], what the encoder "
+                "gives."
+            )
+        if goal.shape[:-1] not in (torch.Size([]), batch):
+            raise ValueError(
+                f"goal embeddings of shape {tuple(goal.shape)}; wanted [{goal.shape[-1]}], or "
+                f"{[*batch, goal.shape[-1]]} for one per environment. A set of goals is a list."
+            )
+        if not goal.isfinite().all():
+            raise ValueError("the goal embedding has values that are not finite.")
+        return goal.detach().to(torch.float32)
+
+    def _embed_one_image(self, image: Tensor, batch: torch.Size) -> Tensor:
+        embedder = self._find_embedder()
+        try:
+            lead = to_chw(image, embedder.channel_dim).shape[:-3]
+            if lead not in (torch.Size([]), batch):
+                raise ValueError(
+                    f"images stacked as {tuple(lead)} for an environment of batch shape "
+                    f"{tuple(batch)}. A set of goals is a list"
+                )
+            return embedder.embed(image).detach()
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"goal image: {error}") from error
+
+    def _safe_container(self):
+        try:
+            return self.container
+        except ValueError:  # TorchRL raises where the container is a replay buffer
+            return None
+
+    def _find_embedder(self) -> VIPTransform:
+        """The VIPTransform that embeds goals: our own, or the one before us that feeds our in_keys."""
+        if self.embedder is not None:
+            return self.embedder
+        container = self._safe_container()
+        chain = getattr(container, "transform", None)
+        for transform in chain if isinstance(chain, Compose) else [chain]:
+            if isinstance(transform, VIPTransform) and set(self.in_keys) <= set(transform.out_keys):
+                return transform
+        raise RuntimeError(
+            f"{type(self).__name__} cannot embed a goal image: no VIPTransform that writes "
+            f"{self.in_keys} stands before it"
+            + (" in this environment" if container is not None else " (it has no environment yet)")
+            + ". Where the VIPTransform sits inside the workers or there is none, as in a replay "
+            "buffer, give the goal as an embedding, or pass encoder=."
+        )
+
+    def _goal_cameras(self, goal: Any = None) -> list[NestedKey]:
+        """Keys of the cameras whose embeddings are compared, in the order of the comparison."""
+        try:
+            embedder = self._find_embedder()
+        except RuntimeError:
+            return []
+        if self._embeds:
+            return embedder.cameras
+        if embedder is self.embedder:  # it embeds goals only and does not know the cameras
+            return list(goal) if isinstance(goal, Mapping) else self.in_keys[:1]
+        return [
+            camera
+            for key in self.in_keys
+            for camera in embedder.cameras
+            if embedder._embedding_key(camera) == key
+        ]
+
+    def _dim(self) -> int | None:
+        """Size of the embedding that is compared; None where nothing tells yet."""
+        if self.embedder is None or self._embeds:
+            cameras = self._goal_cameras()
+            if cameras:
+                return len(cameras) * self._find_embedder().dim
+        if self._safe_container() is not None and self.parent is not None:
+            return sum(self.parent.full_observation_spec[k].shape[-1] for k in self.in_keys)
+        return None if self.embedder is None else self.embedder.dim
+
+    @property
+    def _embeds(self) -> bool:
+        """Whether in_keys name frames, which we embed by ourselves."""
+        if self.embedder is None:
+            return False
+        parent = self.parent if self._safe_container() is not None else None
+        if parent is None:
+            return self.__dict__.get("_saw_frames", False)
+        spec = parent.full_observation_spec.get(self.in_keys[0], None)
+        if spec is None:
+            raise KeyError(self._absent(self.in_keys[0], parent.full_observation_spec))
+        return len(spec.shape) - len(parent.batch_size) >= 3
+
+    @property
+    def _embedding_keys(self) -> list[NestedKey]:
+        return self.embedder.embedding_keys if self._embeds else self.in_keys
+
+    def _absent(self, key: NestedKey, tensordict) -> str:
+        return (
+            f"{type(self).__name__} found no {key!r}; there is "
+            f"{sorted(map(str, tensordict.keys(True, True)))}. Put a VIPTransform before it, or pass "
+            "encoder= and in_keys= of the frames."
+        )
+
+    def _read(self, tensordict: TensorDictBase, prefix: bool = False) -> Tensor:
+        """The embedding to compare, ``[*B, D]``."""
+        parts = []
+        for key in self._embedding_keys:
+            z = tensordict.get(_next(key) if prefix else key, None)
+            if z is None:
+                raise KeyError(self._absent(_next(key) if prefix else key, tensordict))
+            parts.append(z)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    # -- in an environment ------------------------------------------------------------------------
+
+    def _reset(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        batch = tensordict_reset.batch_size
+        rows = _reset_rows(tensordict, batch)
+        if self._embeds:
+            tensordict_reset = self.embedder._reset(tensordict, tensordict_reset)
+        self._take_goals(tensordict, rows, batch)
+        self._write_goal(tensordict_reset, first=True)
+        z = self._read(tensordict_reset)
+        if rows is not None and self._last is not None and self._last.shape == z.shape:
+            z = torch.where(rows.reshape(*batch, *[1] * (z.ndim - len(batch))), z, self._last)
+        self._last = z
+        return tensordict_reset
+
+    def _take_goals(
+        self, tensordict: TensorDictBase, rows: Tensor | None, batch: torch.Size
+    ) -> None:
+        """Adopt the goals that ``env.reset(tensordict)`` brings, for the rows being reset."""
+        self._resolve()
+        every = torch.ones(batch, dtype=torch.bool) if rows is None else rows
+        embedding = tensordict.get(self.goal_key, None)
+        if embedding is not None:
+            # A tensordict that went through the environment carries the goal that we wrote: only
+            # rows that differ from it are the caller's.
+            new = every
+            if self._written is not None and self._written.shape == embedding.shape:
+                tail = 2 if self.nearest else 1
+                new = every & (embedding != self._written).flatten(-tail).any(-1)
+            if new.any():
+                self._set_rows(embedding[new].to(torch.float32), new, batch)
+        image = tensordict.get(self.goal_image_key, None)
+        if image is not None:
+            new = every
+            if self._goal_image is not None and self._goal_image.shape == image.shape:
+                new = every & (image != self._goal_image).flatten(len(batch)).any(-1)
+            if new.any():
+                self._set_rows(self._embed_goal_images(image[new]), new, batch)
+                held = (
+                    torch.zeros_like(image)
+                    if self._goal_image is None
+                    else self._goal_image.clone()
+                )
+                held[new] = image[new]
+                self._goal_image = held
+        if self._goal is None:
+            raise ValueError(
+                f"{type(self).__name__} has no goal: pass goal= at construction, call set_goal(...), "
+                f"or put {self.goal_image_key!r} or {self.goal_key!r} in the tensordict of "
+                "env.reset(...)."
+            )
+
+    def _embed_goal_images(self, images: Tensor) -> Tensor:
+        """``[n, *goal_image_shape]`` to ``[n, D]``; several cameras stand in dimension 1."""
+        embedder = self._find_embedder()
+        try:
+            z = embedder.embed(images)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"goal_image: {error}") from error
+        z = z.flatten(1)  # cameras of one environment joined
+        return z.unsqueeze(-2) if self.nearest else z
+
+    def _write_goal(self, tensordict: TensorDictBase, first: bool = False) -> None:
+        tail = 2 if self.nearest else 1
+        goal = self._goal
+        shape = (*tensordict.batch_size, *goal.shape[-tail:])
+        if tensordict.device is not None and goal.device != tensordict.device:
+            goal = self._goal = goal.to(tensordict.device)
+        if goal.shape[:-tail] not in (torch.Size([]), tensordict.batch_size):
+            raise ValueError(
+                f"goals for environments {tuple(goal.shape[:-tail])}, but this batch is "
+                f"{tuple(tensordict.batch_size)}."
+            )
+        self._written = goal.expand(shape).clone()
+        tensordict.set(self.goal_key, self._written)
+        if first and self.wants_goal_image:
+            if self._goal_image is None:
+                spec = self._goal_image_spec(tensordict.batch_size)
+                self._goal_image = spec.zero() if spec is not None else None
+            if self._goal_image is not None:
+                tensordict.set(self.goal_image_key, self._goal_image)
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        if self._embeds:
+            next_tensordict = self.embedder._step(tensordict, next_tensordict)
+        z_next = self._read(next_tensordict)
+        # Workers of a ParallelEnv are sent no observations: then the last one is remembered here.
+        keys = self._embedding_keys
+        z = (
+            self._read(tensordict)
+            if all(k in tensordict.keys(True, True) for k in keys)
+            else self._last
+        )
+        if z is None:
+            raise RuntimeError(f"{type(self).__name__}: step before the first reset.")
+        self._last = z_next
+        self._take_step_goal(tensordict)
+        container = self._safe_container()
+        if container is not None and container.__dict__.get("_torchrl_native_autoreset", False):
+            # The frame after an environment's own reset belongs to the next episode: no progress.
+            done = next_tensordict.get("done").reshape(*next_tensordict.batch_size, 1)
+            z_next = torch.where(done, z, z_next)
+        reward = self._reward(z, z_next, self._goal, next_tensordict.batch_size)
+        self._put_reward(next_tensordict, reward, self._reward_key())
+        self._write_goal(next_tensordict)
+        return next_tensordict
+
+    def _take_step_goal(self, tensordict: TensorDictBase) -> None:
+        self._resolve()
+        if self._goal is None:  # stepping a tensordict that another transform was reset with
+            goal = tensordict.get(self.goal_key, None)
+            if goal is None:
+                raise ValueError(f"{type(self).__name__} has no goal: call set_goal(...) or reset.")
+            self._goal = goal
+
+    def _reset_on_native_autoreset(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        self._last = self._read(tensordict_reset)
+        self._write_goal(tensordict_reset, first=True)
+        return tensordict_reset
+
+    def _reward(self, z: Tensor, z_next: Tensor, goal: Tensor, batch: torch.Size) -> Tensor:
+        """``[*B, *N]`` for embeddings ``[*B, *N, D]``."""
+        tail = 2 if self.nearest else 1
+        if goal.ndim > tail:
+            goal = align(goal, z_next, batch, self.nearest)
+        if self.nearest:
+            # One dimension more than z makes it a set; line its leading ones up.
+            goal = goal.expand(*z_next.shape[:-1], *goal.shape[-2:])
+        return self._reward_of(z_next, z=z, goal=goal)
+
+    def _reward_of(
+        self,
+        z_next: Tensor,
+        form: str | None = None,
+        scale: float | None = None,
+        *,
+        z: Tensor | None = None,
+        goal: Tensor | None = None,
+    ) -> Tensor:
+        """goal_reward with our options where no others are given."""
+        goal = self.goal if goal is None else goal
+        if goal is None:
+            raise ValueError("there is no goal yet: call set_goal(...).")
+        return goal_reward(
+            z,
+            z_next,
+            goal.to(z_next.device),
+            form=form or self.form,
+            scale=self._scale() if scale is None else scale,
+            gamma=self.gamma,
+            threshold=self._threshold(),
+        )
+
+    def _config(self) -> dict:
+        try:
+            return getattr(self._find_embedder().encoder, "config", {})
+        except RuntimeError:
+            return {}
+
+    def _scale(self) -> float:
+        if self.scale != "auto":
+            return self.scale
+        if "reward_scale" not in self._config():
+            raise ValueError(
+                "scale='auto': this encoder's config has no reward_scale; give a number."
+            )
+        return self._config()["reward_scale"]
+
+    def _threshold(self) -> float | None:
+        if self.form != "sparse" or self.threshold is not None:
+            return self.threshold
+        return self._config().get("success_threshold")
+
+    def _put_reward(self, tensordict: TensorDictBase, reward: Tensor, key: NestedKey) -> None:
+        own = tensordict.get(key, None)
+        if own is None:
+            shape, dtype = (*tensordict.batch_size, 1), torch.float32
+        else:
+            shape, dtype = own.shape, own.dtype
+        # [*B, *N] to the shape of the environment's reward, [*B, *M, 1].
+        reward = reward.to(dtype if dtype.is_floating_point else torch.float32)
+        reward = reward.reshape(*reward.shape, *[1] * (len(shape) - reward.ndim)).expand(shape)
+        if self.mode == "add" and own is not None:
+            reward = own + reward
+        tensordict.set(self._vip_key(key) if self.mode == "keep" else key, reward.clone())
+
+    def _vip_key(self, reward_key: NestedKey) -> NestedKey:
+        if self.vip_reward_key is not None:
+            return self.vip_reward_key
+        return (*reward_key[:-1], "vip_reward") if isinstance(reward_key, tuple) else "vip_reward"
+
+    def _reward_key(self) -> NestedKey:
+        if self.reward_key is not None:
+            return self.reward_key
+        parent = self.parent if self._safe_container() is not None else None
+        keys = ["reward"] if parent is None else list(parent.reward_keys)
+        if len(keys) != 1:
+            raise ValueError(f"the environment has the rewards {keys}: choose with reward_key=.")
+        self.reward_key = unravel_key(keys[0])
+        return self.reward_key
+
+    # -- specs ------------------------------------------------------------------------------------
+
+    def transform_reward_spec(self, reward_spec: Composite) -> Composite:
+        key = self._reward_key()
+        reward_spec = reward_spec.clone()
+        own = reward_spec.get(key, None)
+        if own is None:
+            raise KeyError(f"no reward {key!r}; there is {list(reward_spec.keys(True, True))}.")
+        dtype = own.dtype if own.dtype.is_floating_point else torch.float32
+        out = self._vip_key(key) if self.mode == "keep" else key
+        reward_spec[out] = Unbounded(shape=own.shape, dtype=dtype, device=own.device)
+        return reward_spec
+
+    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+        if self._embeds:
+            observation_spec = self.embedder.transform_observation_spec(observation_spec)
+        else:
+            observation_spec = observation_spec.clone()
+        for key in self._embedding_keys:
+            if observation_spec.get(key, None) is None:
+                raise KeyError(self._absent(key, observation_spec))
+        observation_spec[self.goal_key] = self._goal_spec(observation_spec)
+        return observation_spec
+
+    def transform_state_spec(self, state_spec: Composite) -> Composite:
+        state_spec = state_spec.clone()
+        state_spec[self.goal_key] = self._goal_spec(state_spec)
+        image_spec = self._goal_image_spec(state_spec.shape) if self.wants_goal_image else None
+        if image_spec is not None:
+            state_spec[self.goal_image_key] = image_spec
+        return state_spec
+
+    def _goal_spec(self, like: Composite) -> Unbounded:
+        self._resolve()
+        count = (self._goal.shape[-2] if self._goal is not None else 1,) if self.nearest else ()
+        shape = (*like.shape, *count, self._dim())
+        return Unbounded(shape=shape, dtype=torch.float32, device=like.device)
+
+    def _goal_image_spec(self, batch: torch.Size) -> Any:
+        """Spec of one goal image per environment: the frames' own, unless a shape was declared."""
+        container = self._safe_container()
+        if container is None:
+            return None
+        try:
+            embedder = self._find_embedder()
+        except RuntimeError:  # embedded in the workers: only goal embeddings work here
+            return None
+        cameras = self._goal_cameras() or embedder.cameras
+        spec = container.base_env.full_observation_spec.get(cameras[0], None)
+        shape = self.goal_image_shape
+        if shape is None and spec is None:
+            return None
+        if shape is None:
+            shape = tuple(spec.shape[-3:])
+            count = len(self._goal_cameras())
+            shape = (count, *shape) if count > 1 else shape
+        dtype = torch.uint8 if spec is None else spec.dtype
+        return Unbounded(shape=(*batch, *shape), dtype=dtype, device=container.device)
+
+    # -- in a replay buffer, or called on a tensordict --------------------------------------------
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Reward of the transitions ``[*B]`` in a copy of the tensordict, under ("next", "reward")."""
+        tensordict = tensordict.copy()
+        first = tensordict.get(self.in_keys[0], None)
+        self.__dict__["_saw_frames"] = (
+            self.embedder is not None
+            and first is not None
+            and first.ndim - len(tensordict.batch_size) >= 3
+        )
+        if self._embeds:
+            tensordict = self.embedder.forward(tensordict)
+        z, z_next = self._read(tensordict), self._read(tensordict, prefix=True)
+        self._resolve()
+        goal = self._goal
+        if goal is None:
+            goal = tensordict.get(self.goal_key, None)
+            if goal is None:
+                raise ValueError(
+                    f"{type(self).__name__} has no goal, and the rows hold no {self.goal_key!r}: "
+                    "call set_goal(...)."
+                )
+        tail = 2 if self.nearest else 1
+        goal = goal.to(z.device).expand(*tensordict.batch_size, *goal.shape[-tail:])
+        reward = self._reward(z, z_next, goal, tensordict.batch_size)
+        next_tensordict = tensordict.get("next").copy()
+        self._put_reward(next_tensordict, reward, self.reward_key or "reward")
+        tensordict.set("next", next_tensordict)
+        return tensordict.set(self.goal_key, goal)
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable, recurse: bool = True):
+        super()._apply(fn, recurse)
+        if self.embedder is not None:
+            self.embedder._apply(fn)
+        self._last = self._written = None
+        return self
+
+    def get_extra_state(self) -> dict[str, Any]:
+        self._resolve_quietly()
+        return {} if self._goal is None else {"goal": self._goal}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        if "goal" in state:
+            self._goal, self._pending = state["goal"], None
+
+    def _resolve_quietly(self) -> None:
+        try:
+            self._resolve()
+        except RuntimeError:
+            pass  # no encoder in reach: there is no embedding to save
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_last": None, "_written": None}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.in_keys}, form={self.form!r}, mode={self.mode!r})"
+
+
+def _read_goal(goal: Any) -> Any:
+    """Open files and convert arrays; the structure (list, dict) stays."""
+    if isinstance(goal, Mapping):
+        return {unravel_key(k): read_image(v) for k, v in goal.items()}
+    if isinstance(goal, list | tuple):
+        return [_read_goal(g) for g in goal]
+    return read_image(goal)
