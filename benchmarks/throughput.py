@@ -115,7 +115,7 @@ def about() -> dict:
 
 def cpu_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    fields = dict(line.split("\t: ", 1) for line in lines if "\t: " in line)
+    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
     features = [f for f in ("avx512_bf16", "amx_bf16") if f in fields.get("flags", "").split()]
     name = fields.get("model name", platform.processor())
     return f"{name} ({', '.join(features) or 'no bfloat16 instructions'})"

@@ -22,7 +22,8 @@ import pytest
 import torch
 from torch import nn
 
-torch.set_num_threads(min(4, os.cpu_count() or 1))  # more only fight with ParallelEnv's workers
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(min(4, os.cpu_count() or 1))  # more only fight with ParallelEnv's workers
 
 
 class TinyEncoder(nn.Module):

@@ -33,9 +33,8 @@ def test_a_tiny_encoder_by_hand(tiny_encoder):
     x = images(2)
     assert encoder.dim == 3 and encoder.name is None
     assert torch.allclose(encoder(x), preprocess(x, SIZE).mean((-2, -1)))
-    assert torch.allclose(
-        FrozenEncoder(encoder)(x), encoder(x), atol=1e-6
-    )  # preprocessed once, not twice
+    # Frozen, a VIPEncoder's frames are still preprocessed once, not twice.
+    assert torch.allclose(FrozenEncoder(encoder)(x), encoder(x), atol=1e-6)
     assert torch.allclose(FrozenEncoder(tiny_encoder, image_size=SIZE)(x), encoder(x), atol=1e-6)
     headed = VIPEncoder(tiny_encoder, dim=7, image_size=SIZE)
     assert torch.allclose(FrozenEncoder(headed)(x), headed(x), atol=1e-6)

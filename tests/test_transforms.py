@@ -235,7 +235,7 @@ def test_a_name_without_weights_lists_the_choices():
 
 
 def test_old_calls(monkeypatch):
-    import torchrl_vip.transforms as module
+    import torchrl_vip.transforms.vip as module
 
     calls = []
 
@@ -262,9 +262,9 @@ def test_errors_name_key_shape_and_way_out():
     with pytest.raises(KeyError, match="pixels.*from_pixels"):
         t(TensorDict(image=grey(7)))
     with pytest.raises(KeyError, match="no observation 'camera'"):
-        TransformedEnv(
-            GreyEnv(), VIPTransform(CountingEncoder(), in_keys=["camera"])
-        ).observation_spec
+        check_env_specs(
+            TransformedEnv(GreyEnv(), VIPTransform(CountingEncoder(), in_keys=["camera"]))
+        )
     with pytest.raises(ValueError, match=r"\[0, 255\]; wanted \[0, 1\]"):
         t(TensorDict(pixels=torch.tensor([0.0, 255.0]).repeat(8, 8, 3)[..., :3]))
     with pytest.raises(ValueError, match="nan"):

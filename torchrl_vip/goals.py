@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 
 def read_image(goal: Any) -> Tensor:
-    """A goal as a tensor: files are decoded, arrays and PIL images converted, tensors returned.
+    """An image as a tensor: files are decoded, arrays and PIL images converted.
+
+    A tensor is returned as it is: it may be an embedding.
 
     Returns:
-        uint8 ``[3, H, W]`` of a file; else what was given, as a tensor.
+        uint8 ``[H, W, 3]`` of a file or PIL image; else what was given, as a tensor.
 
     Raises:
         FileNotFoundError: no such file.
@@ -28,15 +30,16 @@ def read_image(goal: Any) -> Tensor:
     if isinstance(goal, str | os.PathLike):
         path = Path(goal)
         if not path.is_file():
-            raise FileNotFoundError(f"goal image {path} does not exist.")
+            raise FileNotFoundError(f"image {path} does not exist.")
         try:
-            return decode_image(str(path), mode=ImageReadMode.RGB)
-        except RuntimeError as error:
+            with Image.open(path) as image:
+                goal = image.convert("RGB")
+        except (UnidentifiedImageError, OSError) as error:
             raise ValueError(
-                f"goal image {path} cannot be read; wanted a PNG, JPEG, GIF or WebP ({error})."
+                f"image {path} cannot be read; wanted a PNG, JPEG, GIF or WebP ({error})."
             ) from error
-    if type(goal).__module__.startswith("PIL."):
-        goal = np.asarray(goal.convert("RGB"))
+    if isinstance(goal, Image.Image):
+        goal = np.array(goal.convert("RGB"))
     if isinstance(goal, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(goal))
     raise TypeError(

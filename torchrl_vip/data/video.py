@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from tensordict import MemoryMappedTensor, TensorDict
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
+
+from torchrl_vip.goals import read_image
 
 VIDEO_SUFFIXES = {".mp4", ".webm", ".gif", ".mkv", ".avi", ".mov", ".m4v"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
@@ -100,10 +101,7 @@ def read_frames(path: str | Path) -> Iterator[Tensor]:
         # Numbers in a name count as numbers: 10.png comes after 9.png.
         files.sort(key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p.name)])
         for file in files:
-            try:
-                yield decode_image(str(file), mode=ImageReadMode.RGB)
-            except RuntimeError as error:
-                raise ValueError(f"{file}: not a readable image ({error})") from error
+            yield read_image(file).permute(2, 0, 1)
         return
     try:
         import av  # carries its own FFmpeg

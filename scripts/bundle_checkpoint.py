@@ -1,0 +1,71 @@
+"""Make a bundled checkpoint of a training run: calibrate its reward, store it in half precision.
+
+    python scripts/bundle_checkpoint.py RUN/final torchrl_vip/assets/resnet18 \
+        --calibration CLIPS --rollouts VIDEOS --note training_data="..." --note licence="..."
+
+CLIPS holds groups of successes and failures of TRAINING tasks (``torchrl_vip.data.render --split
+heldout --tasks ...``); VIDEOS holds real roll-outs, on which bfloat16's reward is compared with
+float32's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from torchrl_vip import FrozenEncoder, load_vip, save_vip
+from torchrl_vip.data.video import find_clips, read_frames
+from torchrl_vip.evaluation.calibration import (
+    reward_correlation,
+    success_threshold,
+    typical_distance,
+)
+from torchrl_vip.evaluation.clips import LabelledClip, embed_clips
+
+
+def read(folder: Path) -> list[LabelledClip]:
+    return [
+        LabelledClip(
+            torch.stack(list(read_frames(clip.path))),
+            str(clip.labels.get("group", clip.name)),
+            bool(clip.labels.get("success", True)),
+        )
+        for clip in find_clips(folder)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="checkpoint folder, RUN/final")
+    parser.add_argument("out", type=Path, help="folder under torchrl_vip/assets")
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--rollouts", type=Path, required=True)
+    parser.add_argument("--note", action="append", default=[], metavar="KEY=TEXT")
+    args = parser.parse_args()
+    # What is measured below is what is shipped: the weights rounded to half precision.
+    encoder = load_vip(save_vip(load_vip(args.run), args.out, dtype=torch.float16))
+    clips = read(args.calibration)
+    z = embed_clips(FrozenEncoder(encoder, dtype=torch.float32), clips)
+    distance = typical_distance(z, clips)
+    threshold, accuracy = success_threshold(z, clips)
+    encoder.config.pop("typical_distance", None)
+    encoder.config.update(
+        typical_distance=distance,
+        reward_scale=1 / distance,
+        success_threshold=threshold,
+        success_threshold_balanced_accuracy=accuracy,
+        reward_correlation={
+            "bfloat16": reward_correlation(encoder, read(args.rollouts), torch.bfloat16)
+        },
+        **dict(note.split("=", 1) for note in args.note),
+    )
+    save_vip(encoder, args.out, dtype=torch.float16)
+    print((args.out / "config.json").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The benchmarks run, and a checkpoint's calibration says what it should."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from torchrl_vip import VIPEncoder
+from torchrl_vip.data.video import write_video
+from torchrl_vip.evaluation.calibration import (
+    reward_correlation,
+    success_threshold,
+    typical_distance,
+)
+from torchrl_vip.evaluation.clips import LabelledClip
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def clip(group="a", success=True, frames=None):
+    return LabelledClip(torch.zeros(2, 3, 8, 8) if frames is None else frames, group, success)
+
+
+def test_threshold_separates_what_can_be_separated():
+    clips = [clip(), clip(), clip(success=False), clip("b"), clip("b"), clip("b", False)]
+    # Successes of a group end 1 apart; failures 3 or more from either.
+    ends = [0.0, 1.0, 4.0, 10.0, 11.0, 14.0]
+    z = [np.array([[e + 7.0], [e]]) for e in ends]
+    threshold, accuracy = success_threshold(z, clips)
+    assert threshold == 1.0 and accuracy == 1.0
+    assert typical_distance(z, clips) == 7.0
+    with pytest.raises(ValueError, match="two successes and a failure"):
+        success_threshold(z[:2], clips[:2])
+
+
+def test_reward_correlation_of_a_precision_with_itself_is_one():
+    torch.manual_seed(0)
+    encoder = VIPEncoder("resnet18", dim=8, image_size=32)
+    frames = torch.randint(0, 255, (6, 3, 40, 40), dtype=torch.uint8)
+    assert reward_correlation(encoder, [clip(frames=frames)], torch.float32) == pytest.approx(1)
+    assert 0.5 < reward_correlation(encoder, [clip(frames=frames)], torch.bfloat16) < 1
+
+
+@pytest.mark.slow
+def test_reward_quality_runs_and_pixels_are_perfect_on_a_moving_bar(tmp_path):
+    entries = []
+    for number, (shift, success) in enumerate([(0, True), (1, True), (0, False)]):
+        frames = np.zeros((10, 64, 64, 3), np.uint8)
+        for t in range(10):
+            # The failure never moves; a success widens its bar towards the goal's.
+            frames[t, :, : 4 + shift + (5 * t if success else 0)] = 255
+        write_video(tmp_path / f"{number}.mp4", frames)
+        entries.append({"file": f"{number}.mp4", "group": "bar", "success": success})
+    (tmp_path / "manifest.json").write_text(json.dumps(entries))
+    command = [
+        ROOT / "benchmarks/reward_quality.py",
+        "--clips",
+        tmp_path,
+        "--out",
+        tmp_path / "out",
+    ]
+    result = subprocess.run(
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "out/reward_quality.json").read_text())
+    pixels = written["summary"]["raw pixels 32²"]
+    assert pixels["voc"][0] > 0.95 and pixels["auc"][0] == 1.0
+    assert "VIP (this checkpoint)" in (tmp_path / "out/reward_quality.md").read_text()
+
+
+@pytest.mark.slow
+def test_throughput_runs(tmp_path):
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks/throughput.py"), "--help"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0 and "--quick" in result.stdout

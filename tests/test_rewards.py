@@ -1,0 +1,436 @@
+"""VIPRewardTransform against hand-computed rewards.
+
+GreyEnv brightens by ten levels a step and CountingEncoder's embedding is linear in the level, so
+that distances are LEVEL times a difference of levels.
+"""
+
+import functools
+import pickle
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from envs import LEVEL, STEP, CountingEncoder, GreyEnv, grey
+from PIL import Image
+from tensordict import TensorDict
+from torchrl.collectors import Collector, MultiSyncCollector
+from torchrl.data import HERReplayBuffer, LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs import Compose, ParallelEnv, RewardSum, SerialEnv, StepCounter, TransformedEnv
+from torchrl.envs.utils import check_env_specs
+
+from torchrl_vip import (
+    VIPReward,
+    VIPRewardTransform,
+    VIPRewardWrapper,
+    VIPTransform,
+    goal_reward,
+    preprocess,
+)
+
+GAIN = STEP * LEVEL  # reward of a step towards a bright goal
+MAKE = [functools.partial(GreyEnv, length=3), functools.partial(GreyEnv, length=5)]
+close = functools.partial(torch.testing.assert_close, atol=1e-5, rtol=1e-4)
+
+
+def z_of(level):
+    return preprocess(grey(level)).mean().reshape(1)
+
+
+def make_env(base=None, encoder=None, **kwargs):
+    encoder = CountingEncoder() if encoder is None else encoder
+    return TransformedEnv(
+        base or GreyEnv(), Compose(VIPTransform(encoder), VIPRewardTransform(**kwargs))
+    )
+
+
+# -- the number, the shape, the spec ------------------------------------------------------------------
+
+
+def test_single_env():
+    env = make_env(goal=grey(200))
+    check_env_specs(env)
+    rollout = env.rollout(9, break_when_any_done=False)
+    close(rollout["next", "reward"], torch.full((9, 1), GAIN))
+    assert env.reward_spec.shape == (1,) and env.reward_spec.is_in(torch.tensor([-100.0]))
+
+
+def test_past_the_goal_the_reward_turns():
+    rewards = make_env(goal=grey(25)).rollout(3)["next", "reward"].flatten()
+    # levels 10, 20, 30, 40 are 15, 5, 5, 15 from the goal
+    close(rewards, torch.tensor([10.0, 0.0, -10.0]) * LEVEL)
+
+
+@pytest.mark.parametrize("cls", [SerialEnv, ParallelEnv])
+@pytest.mark.parametrize("inside", [True, False])
+def test_two_envs_reset_at_different_steps(cls, inside):
+    if inside:
+        env = cls(2, [functools.partial(make_inside, make) for make in MAKE])
+    else:
+        env = make_env(cls(2, MAKE), goal=grey(200))
+    try:
+        check_env_specs(env)
+        rollout = env.rollout(12, break_when_any_done=False)
+        # An automatic reset darkens the frame by 20 or more levels: never seen in a reward.
+        close(rollout["next", "reward"], torch.full((2, 12, 1), GAIN))
+        assert rollout["next", "goal_embedding"].shape == (2, 12, 1)
+        close(rollout["goal_embedding"], z_of(200).expand(2, 12, 1))
+    finally:
+        env.close(raise_if_closed=False)
+
+
+def make_inside(make):
+    return make_env(make(), goal=grey(200))
+
+
+def test_forms():
+    levels = {"difference": GAIN, "distance": -180 * LEVEL, "potential": (190 - 0.9 * 180) * LEVEL}
+    for form, value in levels.items():
+        reward = make_env(goal=grey(200), form=form, gamma=0.9).rollout(1)["next", "reward"]
+        close(reward, torch.tensor([[value]]))
+    sparse = make_env(goal=grey(40), form="sparse", threshold=10.5 * LEVEL)
+    close(sparse.rollout(3)["next", "reward"].flatten(), torch.tensor([0.0, 1.0, 1.0]))
+    close(
+        make_env(goal=grey(200), scale=3.0).rollout(1)["next", "reward"], torch.tensor([[3 * GAIN]])
+    )
+
+
+def test_modes_and_nested_reward_keys():
+    key = ("agent", "score")
+    add = make_env(GreyEnv(reward_key=key), goal=grey(200), mode="add")
+    check_env_specs(add)
+    close(add.rollout(2)["next", "agent", "score"], torch.full((2, 1), 1 + GAIN))
+    keep = make_env(GreyEnv(reward_key=key), goal=grey(200), mode="keep")
+    check_env_specs(keep)
+    rollout = keep.rollout(2)
+    close(rollout["next", "agent", "score"], torch.ones(2, 1))
+    close(rollout["next", "agent", "vip_reward"], torch.full((2, 1), GAIN))
+    replace = make_env(GreyEnv(reward_key=key), goal=grey(200)).rollout(2)
+    assert "reward" not in replace["next"].keys(), "no second reward beside the nested one"
+
+
+def test_reward_sum_after_it():
+    for base in (GreyEnv(length=3), SerialEnv(2, MAKE)):
+        env = make_env(base, goal=grey(200))
+        env.append_transform(RewardSum())
+        env.append_transform(StepCounter())
+        check_env_specs(env)
+        total = env.rollout(4, break_when_any_done=False)["next", "episode_reward"]
+        first = total.reshape(-1, 4, 1)[0].flatten()
+        close(first, torch.tensor([1.0, 2.0, 3.0, 1.0]) * GAIN)
+
+
+# -- goals in every form ------------------------------------------------------------------------------
+
+
+def test_goal_forms(tmp_path):
+    Image.fromarray(np.full((30, 50, 3), 200, np.uint8)).save(tmp_path / "goal.png")
+    Image.fromarray(np.full((30, 50), 200, np.uint8)).save(tmp_path / "grey.png")
+    goals = [
+        grey(200), grey(200, 3, 8, 8), grey(200, 31, 57, 3), grey(200).numpy(), grey(200) / 255,
+        Image.open(tmp_path / "goal.png"), tmp_path / "goal.png", str(tmp_path / "grey.png"),
+        z_of(200), [grey(190), grey(210)], [tmp_path / "goal.png", z_of(200)], {"pixels": grey(200)},
+    ]  # fmt: skip
+    for goal in goals:
+        close(make_env(goal=goal).rollout(1)["next", "reward"], torch.tensor([[GAIN]]))
+
+
+def test_nearest_of_a_set():
+    env = make_env(goal=[grey(15), grey(200)], goal_reduction="nearest")
+    check_env_specs(env)
+    # levels 10, 20, 30: nearest goal 5, 5, then 15 levels away
+    close(env.rollout(2)["next", "reward"].flatten(), torch.tensor([0.0, -10.0]) * LEVEL)
+
+
+def test_one_goal_per_env():
+    for goals in (torch.stack([grey(200), grey(5)]), torch.stack([z_of(200), z_of(5)])):
+        env = make_env(SerialEnv(2, MAKE), goal=goals)
+        check_env_specs(env)
+        close(env.rollout(2)["next", "reward"][:, 0], torch.tensor([[GAIN], [-GAIN]]))
+
+
+def test_set_goal_at_any_time():
+    env = make_env(SerialEnv(2, MAKE), goal=grey(200))
+    td = env.reset()
+    env.transform[-1].set_goal(grey(5), env_ids=1)
+    td, carried = env.step_and_maybe_reset(env.rand_action(td))
+    close(td["next", "reward"], torch.tensor([[GAIN], [-GAIN]]))
+    close(td["next", "goal_embedding"], torch.stack([z_of(200), z_of(5)]))
+    env.transform[-1].set_goal(grey(5))
+    td, carried = env.step_and_maybe_reset(env.rand_action(carried))
+    close(td["next", "reward"], torch.full((2, 1), -GAIN))
+    # A reset with the tensordict of before set_goal keeps the new goal, not the carried one.
+    env.transform[-1].set_goal(grey(200))
+    close(env.reset(carried.clone())["goal_embedding"], z_of(200).expand(2, 1))
+
+
+def test_goals_at_reset_and_automatic_resets_keep_them():
+    env = make_env(SerialEnv(2, MAKE))
+    images = torch.stack([grey(200), grey(5)])
+    td = env.reset(TensorDict(goal_image=images, batch_size=[2]))
+    rollout = env.rollout(8, tensordict=td, auto_reset=False, break_when_any_done=False)
+    close(rollout["next", "reward"][..., 0], torch.tensor([[GAIN], [-GAIN]]).expand(2, 8))
+    # Partial: only the second environment starts again, with another goal.
+    td = rollout[:, -1]["next"].exclude("reward")
+    td["_reset"] = torch.tensor([[False], [True]])
+    td["goal_embedding"] = torch.stack([z_of(1), z_of(100)])
+    td = env.reset(td)
+    close(td["goal_embedding"][1], z_of(100))
+    td = env.step(env.rand_action(td))
+    close(td["next", "reward"], torch.full((2, 1), GAIN))
+    close(td["next", "goal_embedding"], torch.stack([z_of(200), z_of(100)]))
+    check_env_specs(env)
+
+
+def test_goal_embedding_at_reset_of_workers():
+    env = ParallelEnv(2, [functools.partial(make_inside, make) for make in MAKE])
+    try:
+        goals = torch.stack([z_of(200), z_of(5)])
+        td = env.reset(TensorDict(goal_embedding=goals, batch_size=[2]))
+        rollout = env.rollout(7, tensordict=td, auto_reset=False, break_when_any_done=False)
+        close(rollout["next", "reward"][..., 0], torch.tensor([[GAIN], [-GAIN]]).expand(2, 7))
+    finally:
+        env.close(raise_if_closed=False)
+
+
+def test_cameras():
+    cameras = ["left", "right"]
+    base = GreyEnv(cameras=cameras)
+    joined = TransformedEnv(
+        base,
+        Compose(
+            VIPTransform(CountingEncoder(), in_keys=cameras),
+            VIPRewardTransform(goal={"left": grey(200), "right": grey(201)}),
+        ),
+    )
+    check_env_specs(joined)
+    close(joined.rollout(1)["next", "reward"], torch.tensor([[GAIN * 2**0.5]]))
+    apart = TransformedEnv(
+        GreyEnv(cameras=cameras),
+        Compose(
+            VIPTransform(CountingEncoder(), in_keys=cameras, stack_images=False),
+            VIPRewardTransform(goal=grey(26), in_keys=["vip_vec_1"]),
+        ),
+    )
+    close(apart.rollout(2)["next", "reward"].flatten(), torch.tensor([10.0, 0.0]) * LEVEL)
+    with pytest.raises(ValueError, match="dict"):
+        TransformedEnv(
+            GreyEnv(cameras=cameras),
+            Compose(
+                VIPTransform(CountingEncoder(), in_keys=cameras), VIPRewardTransform(goal=grey(1))
+            ),
+        ).reset()
+
+
+# -- each frame is encoded once -----------------------------------------------------------------------
+
+
+def test_embeds_by_itself_and_counts():
+    both, alone = CountingEncoder(), CountingEncoder()
+    envs = [
+        make_env(SerialEnv(2, MAKE), both, goal=grey(200)),
+        TransformedEnv(
+            SerialEnv(2, MAKE), VIPRewardTransform(grey(200), encoder=alone, in_keys=["pixels"])
+        ),
+    ]
+    for env, encoder in zip(envs, (both, alone), strict=True):
+        check_env_specs(env)
+        td = env.reset()
+        before, calls = encoder.frames, encoder.calls
+        for _ in range(2):
+            td = env.step(env.rand_action(td))["next"]
+        assert (encoder.frames - before, encoder.calls - calls) == (4, 2)
+    assert "pixels" in td.keys() and "vip_vec" in td.keys()
+
+
+def test_encoder_for_goals_only_outside_the_workers():
+    workers, outside = [functools.partial(with_vip, make) for make in MAKE], CountingEncoder()
+    env = TransformedEnv(SerialEnv(2, workers), VIPRewardTransform(grey(200), encoder=outside))
+    check_env_specs(env)
+    close(env.rollout(2)["next", "reward"], torch.full((2, 2, 1), GAIN))
+    assert outside.frames == 1
+    without = TransformedEnv(SerialEnv(2, workers), VIPRewardTransform(z_of(200)))
+    check_env_specs(without)
+    with pytest.raises(RuntimeError, match="inside the workers.*embedding, or pass encoder="):
+        TransformedEnv(SerialEnv(2, workers), VIPRewardTransform(grey(200))).reset()
+
+
+def with_vip(make):
+    return TransformedEnv(make(), VIPTransform(CountingEncoder()))
+
+
+# -- replay buffers -----------------------------------------------------------------------------------
+
+
+def transitions(n=6):
+    frames = torch.stack([grey(10 * (i + 1)) for i in range(n + 1)])
+    return TensorDict(
+        {"pixels": frames[:-1], "next": {"pixels": frames[1:], "reward": torch.zeros(n, 1)}},
+        batch_size=[n],
+    )
+
+
+def test_replay_buffer_computes_rewards():
+    encoder = CountingEncoder()
+    for transform in (
+        Compose(VIPTransform(encoder), VIPRewardTransform(z_of(200))),
+        Compose(VIPTransform(encoder), VIPRewardTransform(grey(200), encoder=encoder)),
+        VIPRewardTransform(grey(200), encoder=encoder, in_keys=["pixels"]),
+    ):
+        buffer = TensorDictReplayBuffer(
+            storage=LazyTensorStorage(6), batch_size=4, transform=transform
+        )
+        buffer.extend(transitions())
+        close(buffer.sample()["next", "reward"], torch.full((4, 1), GAIN))
+    with pytest.raises(RuntimeError, match="replay buffer.*embedding, or pass encoder="):
+        bad = Compose(VIPTransform(encoder), VIPRewardTransform(grey(200)))
+        buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(6), batch_size=4, transform=bad)
+        buffer.extend(transitions())
+        buffer.sample()
+
+
+def test_goals_of_the_sampled_rows():
+    td = VIPTransform(CountingEncoder())(transitions(2))
+    td["goal_embedding"] = torch.stack([z_of(200), z_of(5)])
+    out = VIPRewardTransform()(td)
+    close(out["next", "reward"], torch.tensor([[GAIN], [-GAIN]]))
+    assert (td["next", "reward"] == 0).all(), "the caller's tensordict is untouched"
+
+
+def test_hindsight_replay():
+    rollout = make_env(goal=grey(200)).rollout(4)
+    buffer = HERReplayBuffer(
+        functools.partial(goal_reward, form="distance"),
+        her_ratio=1.0,
+        strategy="final",
+        goal_key="goal_embedding",
+        achieved_goal_key=("next", "vip_vec"),
+        storage=LazyTensorStorage(4),
+        batch_size=16,
+    )
+    buffer.extend(rollout)
+    sample = buffer.sample()
+    close(sample["goal_embedding"], z_of(50).expand(16, 1))
+    expected = -(z_of(50) - sample["next", "vip_vec"]).norm(dim=-1, keepdim=True)
+    close(sample["next", "reward"], expected)
+
+
+# -- collectors, state, pickling ----------------------------------------------------------------------
+
+
+def make_collector_env():
+    return make_env(GreyEnv(length=3), goal=grey(200))
+
+
+@pytest.mark.parametrize(
+    "cls", [Collector, pytest.param(MultiSyncCollector, marks=pytest.mark.slow)]
+)
+def test_collectors_over_several_episodes(cls):
+    factory = make_collector_env if cls is Collector else [make_collector_env] * 2
+    collector = cls(factory, policy=None, frames_per_batch=20, total_frames=40)
+    try:
+        for batch in collector:
+            close(batch["next", "reward"].flatten(), torch.full((20,), GAIN))
+            assert batch["next", "done"].sum() >= 6
+    finally:
+        collector.shutdown()
+
+
+def test_state_dict_and_pickle():
+    env = make_env(goal=grey(200))
+    env.reset()
+    other = make_env(goal=grey(5))
+    other.load_state_dict(env.state_dict())
+    close(other.rollout(1)["next", "reward"], torch.tensor([[GAIN]]))
+    transform = pickle.loads(pickle.dumps(VIPRewardTransform(grey(200), encoder=CountingEncoder())))
+    close(transform.goal, z_of(200))
+
+
+# -- bad input ------------------------------------------------------------------------------------------
+
+
+def test_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.png"):
+        VIPRewardTransform("nowhere.png")
+    (tmp_path / "bad.png").write_text("text")
+    with pytest.raises(ValueError, match="bad.png cannot be read"):
+        VIPRewardTransform(tmp_path / "bad.png")
+    with pytest.raises(TypeError, match="int"):
+        VIPRewardTransform(3)
+    for goal, message in (
+        (torch.zeros(8, 8, 2, dtype=torch.uint8), "goal image.*colour"),
+        (torch.full((8, 8, 3), 255.0), "goal image.*wanted \\[0, 1\\]"),
+        (torch.full((8, 8, 3), float("nan")), "goal image.*nan"),
+        (torch.zeros(7), "goal embedding of shape \\(7,\\)"),
+        (torch.tensor([float("nan")]), "not finite"),
+        (torch.stack([grey(1), grey(2)]), "A set of goals is a list"),
+        ([], "empty list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_env(goal=goal).reset()
+    with pytest.raises(ValueError, match="no goal.*set_goal"):
+        make_env().reset()
+    with pytest.raises(ValueError, match="'dense'.*difference"):
+        VIPRewardTransform(grey(1), form="dense")
+    with pytest.raises(ValueError, match="threshold"):
+        make_env(goal=grey(1), form="sparse").rollout(1)
+    with pytest.raises(ValueError, match="mode='both'"):
+        VIPRewardTransform(grey(1), mode="both")
+    with pytest.raises(KeyError, match="no 'vip_vec'.*VIPTransform before it"):
+        check_env_specs(TransformedEnv(GreyEnv(), VIPRewardTransform(z_of(1))))
+    with pytest.raises(ValueError, match="reward_scale"):
+        make_env(goal=grey(1), scale="auto").rollout(1)
+
+
+# -- outside TorchRL ------------------------------------------------------------------------------------
+
+
+def test_streaming():
+    vip = VIPReward(grey(200), encoder=CountingEncoder())
+    rewards = [vip.reward(grey(level).numpy()) for level in (10, 20, 40)]
+    assert rewards == pytest.approx([0.0, 10 * LEVEL, 20 * LEVEL], abs=1e-5)
+    assert vip.distance(grey(100)) == pytest.approx(100 * LEVEL, abs=1e-4)
+    vip.set_goal([grey(0), grey(20)])
+    assert vip.reward(grey(10)) == 0.0
+    assert vip.reward(grey(30)) == pytest.approx(-20 * LEVEL, abs=1e-4)
+    with pytest.raises(ValueError, match="no goal"):
+        VIPReward(encoder=CountingEncoder()).reward(grey(1))
+    with pytest.raises(ValueError, match="one image"):
+        vip.reward(grey(1, 2, 8, 8, 3))
+
+
+class Lamp(gymnasium.Env):
+    """Brightens by ten levels a step; renders 8 x 8."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+    observation_space = gymnasium.spaces.Box(0, 255, (1,))
+
+    def __init__(self, render_mode="rgb_array"):
+        self.render_mode, self.level = render_mode, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.level = 10
+        return np.array([10.0], np.float32), {}
+
+    def step(self, action):
+        self.level += 10
+        return np.array([self.level], np.float32), 1.0, self.level >= 50, False, {}
+
+    def render(self):
+        return np.full((8, 8, 3), self.level, np.uint8)
+
+
+def test_gymnasium_wrapper():
+    env = VIPRewardWrapper(Lamp(), grey(200), encoder=CountingEncoder())
+    for _ in range(2):
+        env.reset(seed=0)
+        _, reward, _, _, info = env.step(0)
+        assert reward == pytest.approx(GAIN, abs=1e-5)
+        assert info["env_reward"] == 1.0
+        assert info["vip_distance"] == pytest.approx(180 * LEVEL, abs=1e-4)
+    added = VIPRewardWrapper(Lamp(), grey(200), encoder=CountingEncoder(), mode="add")
+    added.reset()
+    assert added.step(0)[1] == pytest.approx(1 + GAIN, abs=1e-5)
+    with pytest.raises(ValueError, match="render_mode"):
+        VIPRewardWrapper(Lamp(render_mode=None), grey(200), encoder=CountingEncoder())

@@ -1,0 +1,64 @@
+"""What a checkpoint's config.json says of its reward: scale, success threshold, precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from torchrl_vip.encoders import FrozenEncoder, VIPEncoder
+from torchrl_vip.evaluation.clips import LabelledClip, embed_clips
+
+
+def typical_distance(z: Sequence[np.ndarray], clips: Sequence[LabelledClip]) -> float:
+    """Median distance from the first frame of a success to its last, embedding units."""
+    return float(
+        np.median(
+            [np.linalg.norm(e[0] - e[-1]) for e, c in zip(z, clips, strict=True) if c.success]
+        )
+    )
+
+
+def success_threshold(
+    z: Sequence[np.ndarray], clips: Sequence[LabelledClip]
+) -> tuple[float, float]:
+    """Distance below which a final frame counts as success, from groups of successes and failures.
+
+    Final frames are compared with the last frame of every other success of their group; the
+    threshold has the best balanced accuracy.
+
+    Returns:
+        The threshold, in embedding units, and that balanced accuracy (.5 is chance).
+
+    Raises:
+        ValueError: no group with two successes and a failure.
+    """
+    good, bad = [], []
+    for j, goal in enumerate(clips):
+        for i, clip in enumerate(clips):
+            if goal.success and i != j and clip.group == goal.group:
+                (good if clip.success else bad).append(np.linalg.norm(z[i][-1] - z[j][-1]))
+    if not good or not bad:
+        raise ValueError("calibration needs a group with two successes and a failure.")
+    good, bad = np.sort(good), np.sort(bad)
+    candidates = np.concatenate([good, bad])
+    kept = np.searchsorted(good, candidates, side="right") / len(good)
+    refused = 1 - np.searchsorted(bad, candidates, side="right") / len(bad)
+    accuracy = (kept + refused) / 2
+    best = int(accuracy.argmax())
+    return float(candidates[best]), float(accuracy[best])
+
+
+def reward_correlation(
+    encoder: VIPEncoder, clips: Sequence[LabelledClip], dtype: torch.dtype
+) -> float:
+    """Pearson correlation of the per-step reward in ``dtype`` with float32's, goal = last frame.
+
+    Frames in which nothing moves are part of real roll-outs and stay in.
+    """
+    rewards = []
+    for precision in (torch.float32, dtype):
+        z = embed_clips(FrozenEncoder(encoder, dtype=precision), clips)
+        rewards.append(np.concatenate([-np.diff(np.linalg.norm(e - e[-1], axis=-1)) for e in z]))
+    return float(np.corrcoef(*rewards)[0, 1])

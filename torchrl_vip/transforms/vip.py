@@ -1,0 +1,347 @@
+"""VIPTransform: pixels to embeddings, in any TorchRL environment or replay buffer."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase, unravel_key
+from torch import Tensor, nn
+from torchrl.data.tensor_specs import Composite, Unbounded
+from torchrl.envs.transforms import Transform
+
+from torchrl_vip.encoders import FrozenEncoder, VIPEncoder
+from torchrl_vip.functional import to_chw
+from torchrl_vip.weights import load_vip
+
+EncoderLike = str | os.PathLike | nn.Module | None
+
+
+def now_key(key: NestedKey) -> NestedKey:
+    """A key without its leading "next"."""
+    return unravel_key(key[1:]) if isinstance(key, tuple) and key[0] == "next" else key
+
+
+def is_next(key: NestedKey) -> bool:
+    return isinstance(key, tuple) and key[0] == "next"
+
+
+def next_key(key: NestedKey) -> NestedKey:
+    return unravel_key(("next", key))
+
+
+def reset_rows(tensordict: TensorDictBase | None, batch: torch.Size) -> Tensor | None:
+    """Which environments a reset concerns: bool ``[*B]``, or None for all of them."""
+    if tensordict is None:
+        return None
+    keys = [
+        k for k in tensordict.keys(True, True) if (k if isinstance(k, str) else k[-1]) == "_reset"
+    ]
+    rows = None
+    for key in keys:
+        mask = tensordict.get(key)
+        mask = mask.reshape(*batch, -1).any(-1)
+        rows = mask if rows is None else rows | mask
+    return None if rows is None or bool(rows.all()) else rows
+
+
+class VIPTransform(Transform):
+    """Replace frames with embeddings of a VIP encoder.
+
+    Frozen by default: evaluation mode whatever ``.train()`` says, no gradient, no parameter for an
+    optimizer to see, nothing in ``env.state_dict()``. In ``TransformedEnv(ParallelEnv(n, ...), ...)``
+    one forward serves all n environments, and a partial reset encodes only the rows being reset.
+    Inside a replay buffer it embeds the sampled frames, a key and its ("next", key) in one batch.
+
+    Args:
+        encoder: a bundled checkpoint's name, a checkpoint's path, a :class:`VIPEncoder`, or any
+            module from preprocessed frames (float ``[N, 3, S, S]``, ImageNet-normalised) to
+            ``[N, D]``. None is the bundled default.
+
+    Keyword Args:
+        in_keys: frames to read, uint8 0-255 or floating point in [0, 1]; one per camera.
+        out_keys: embeddings to write. By default "vip_vec", or "vip_vec_0", "vip_vec_1", ... with
+            ``stack_images=False``.
+        stack_images: concatenate the cameras of one time step in one embedding ``[*B, K * D]``;
+            else each has its own.
+        size: side S of the square that the network sees; None is the encoder's own.
+        del_keys: remove the frames, so that only embeddings are stored.
+        tensor_pixels_keys: keys under which to keep the untouched frames, one per in_key.
+        freeze: False registers the encoder as a trainable submodule and lets gradients through.
+        save_encoder: put a frozen encoder's weights in ``state_dict()`` after all.
+        dtype, channels_last, compile, chunk_size: see :class:`FrozenEncoder`.
+        channel_dim: -3 or -1 where the frames' shape leaves their layout open.
+        weights, download, download_path: see :func:`load_vip`. ``weights="random"`` is the only way
+            to an untrained network.
+        model_name, keys_in: the names of ``encoder`` and ``in_keys`` in earlier interfaces.
+
+    Raises:
+        KeyError: a frame's key is absent.
+        ValueError, TypeError: frames of wrong shape, dtype or range; an encoder of wrong rank; an
+            encoder's name without weights.
+
+    Examples:
+        >>> from torchrl.envs import GymEnv, TransformedEnv
+        >>> env = GymEnv("CartPole-v1", from_pixels=True, pixels_only=True)  # doctest: +SKIP
+        >>> env = TransformedEnv(env, VIPTransform())  # doctest: +SKIP
+        >>> env.rollout(3)["next", "vip_vec"].shape  # doctest: +SKIP
+        torch.Size([3, 512])
+    """
+
+    def __init__(
+        self,
+        encoder: EncoderLike = None,
+        *,
+        in_keys: Sequence[NestedKey] | None = None,
+        out_keys: Sequence[NestedKey] | None = None,
+        stack_images: bool = True,
+        size: int | None = None,
+        del_keys: bool = True,
+        tensor_pixels_keys: Sequence[NestedKey] | None = None,
+        freeze: bool = True,
+        save_encoder: bool = False,
+        dtype: torch.dtype | None = None,
+        channels_last: bool = True,
+        compile: bool = False,
+        chunk_size: int | None = None,
+        channel_dim: int | None = None,
+        weights: str | None = None,
+        download: bool = False,
+        download_path: str | os.PathLike | None = None,
+        model_name: str | None = None,
+        keys_in: Sequence[NestedKey] | None = None,
+    ):
+        if keys_in is not None:
+            in_keys = [k.removeprefix("next_") if isinstance(k, str) else k for k in keys_in]
+            warnings.warn(
+                f"keys_in={list(keys_in)} is deprecated: write in_keys={in_keys}.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        if model_name is not None:
+            if encoder is not None:
+                raise ValueError(
+                    f"both encoder={encoder!r} and model_name={model_name!r}: give one."
+                )
+            encoder = model_name
+        in_keys = ["pixels"] if in_keys is None else in_keys
+        in_keys = [in_keys] if isinstance(in_keys, str | tuple) else in_keys
+        super().__init__(in_keys=in_keys)
+        self.stack_images = stack_images
+        # A key and its ("next", key) are one camera at two times.
+        self.cameras = list(dict.fromkeys(now_key(k) for k in self.in_keys))
+        self.embedding_keys = self._name_embeddings(out_keys)
+        self.out_keys = list(
+            dict.fromkeys(
+                next_key(out) if is_next(key) else out
+                for key in self.in_keys
+                for out in [self._embedding_key(now_key(key))]
+            )
+        )
+        self.del_keys = del_keys
+        self.tensor_pixels_keys = [unravel_key(k) for k in tensor_pixels_keys or []]
+        if self.tensor_pixels_keys and len(self.tensor_pixels_keys) != len(self.cameras):
+            raise ValueError(
+                f"tensor_pixels_keys={self.tensor_pixels_keys} for in_keys={self.in_keys}: "
+                "wanted one for each."
+            )
+        self.channel_dim = channel_dim
+        self.freeze = freeze
+        self.save_encoder = save_encoder
+        if not isinstance(encoder, nn.Module):
+            encoder = load_vip(
+                encoder, download=download, download_path=download_path, weights=weights
+            )
+        if freeze:
+            frozen = encoder if isinstance(encoder, FrozenEncoder) else FrozenEncoder(
+                encoder, image_size=size, dtype=dtype, channels_last=channels_last,
+                compile=compile, chunk_size=chunk_size,
+            )  # fmt: skip
+            # Past nn.Module's registration: neither parameters() nor state_dict() sees it.
+            self.__dict__["encoder"] = frozen
+        else:
+            if not isinstance(encoder, VIPEncoder):
+                encoder = VIPEncoder(encoder, image_size=size or 224)
+            self.encoder = encoder
+        self.dim = self.encoder.dim
+        self.__dict__["_last"] = {}  # embedding key -> [*B, D], for the rows a partial reset leaves
+
+    def _name_embeddings(self, out_keys: Sequence[NestedKey] | None) -> list[NestedKey]:
+        """One out key per camera, or one for all; those given may name the ("next", key) too."""
+        wanted = 1 if self.stack_images else len(self.cameras)
+        if not out_keys:
+            return ["vip_vec"] if self.stack_images else [f"vip_vec_{i}" for i in range(wanted)]
+        out_keys = [out_keys] if isinstance(out_keys, str | tuple) else out_keys
+        keys = list(dict.fromkeys(now_key(unravel_key(k)) for k in out_keys))
+        if len(keys) != wanted:
+            raise ValueError(
+                f"out_keys={keys} for the cameras {self.cameras} with stack_images="
+                f"{self.stack_images}: wanted {wanted} key(s)."
+            )
+        return keys
+
+    def _embedding_key(self, camera: NestedKey) -> NestedKey:
+        return self.embedding_keys[0 if self.stack_images else self.cameras.index(camera)]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Frames of one camera to embeddings: ``[*B, 3, H, W]`` or ``[*B, H, W, 3]`` to ``[*B, D]``."""
+        return self.encoder(images, channel_dim=self.channel_dim)
+
+    def _embed_all(self, images: list[Tensor]) -> list[Tensor]:
+        """Embed frames of several keys, those of one size in one batch."""
+        images = [to_chw(x, self.channel_dim) for x in images]
+        out: list[Tensor | None] = [None] * len(images)
+        kinds: dict[tuple, list[int]] = {}
+        for i, x in enumerate(images):
+            kinds.setdefault((x.shape[-3:], x.dtype), []).append(i)
+        for members in kinds.values():
+            flat = [images[i].reshape(-1, *images[i].shape[-3:]) for i in members]
+            z = self.encoder(flat[0] if len(flat) == 1 else torch.cat(flat), channel_dim=-3)
+            for i, part in zip(members, z.split([len(x) for x in flat]), strict=True):
+                out[i] = part.reshape(*images[i].shape[:-3], self.dim)
+        return out
+
+    def _embed_keys(
+        self, tensordict: TensorDictBase, keys: Sequence[NestedKey], rows: Tensor | None = None
+    ) -> None:
+        """Write the embeddings of the frames under ``keys`` into the tensordict.
+
+        ``rows``, bool ``[*B]``, limits the encoding; the other rows get their last embedding.
+        """
+        images = []
+        for key in keys:
+            image = tensordict.get(key, None)
+            if image is None:
+                raise KeyError(
+                    f"{type(self).__name__} found no frames under {key!r}; the tensordict has "
+                    f"{sorted(map(str, tensordict.keys(True, True)))}. Name the key with in_keys=, "
+                    "and build the environment with from_pixels=True where it does not render."
+                )
+            images.append(image if rows is None else image[rows])
+        joined: dict[NestedKey, list[Tensor]] = {}
+        for key, z in zip(keys, self._embed_all(images), strict=True):
+            out = self._embedding_key(now_key(key))
+            joined.setdefault(next_key(out) if is_next(key) else out, []).append(z)
+        for out, parts in joined.items():
+            z = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+            if rows is not None:
+                last = self._last.get(out)
+                full = z.new_zeros(*rows.shape, *z.shape[1:])
+                if last is not None and last.shape == full.shape:
+                    full.copy_(last)
+                full[rows] = z
+                z = full
+            if not is_next(out):
+                self._last[out] = z.detach()
+            tensordict.set(out, z)
+        for camera, kept in zip(self.cameras, self.tensor_pixels_keys, strict=False):
+            for key in keys:
+                if now_key(key) == camera:
+                    tensordict.set(next_key(kept) if is_next(key) else kept, tensordict.get(key))
+        if self.del_keys:
+            tensordict.exclude(*keys, inplace=True)
+
+    # -- in an environment: the tensordict is already that of one time step ---------------------
+
+    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        keys = self.cameras
+        if self.missing_tolerance:
+            keys = [k for k in keys if k in next_tensordict.keys(True)]
+        if keys:
+            self._embed_keys(next_tensordict, keys)
+        return next_tensordict
+
+    def _reset(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        rows = reset_rows(tensordict, tensordict_reset.batch_size)
+        self._embed_keys(tensordict_reset, self.cameras, rows)
+        return tensordict_reset
+
+    def _reset_on_native_autoreset(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        # The step that ended the episode has embedded the first frame of the next one.
+        for key in self.embedding_keys:
+            self._last[key] = tensordict_reset.get(key)
+        return tensordict_reset
+
+    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+        observation_spec = observation_spec.clone()
+        frames = {}
+        for camera in self.cameras:
+            spec = observation_spec.get(camera, None)
+            if spec is None:
+                raise KeyError(
+                    f"{type(self).__name__}: the environment has no observation {camera!r}; it has "
+                    f"{sorted(map(str, observation_spec.keys(True, True)))}. Name the frames with "
+                    "in_keys=, or build it with from_pixels=True."
+                )
+            frames[camera] = spec
+        for camera, kept in zip(self.cameras, self.tensor_pixels_keys, strict=False):
+            observation_spec[kept] = frames[camera].clone()
+        for camera, spec in frames.items():
+            if self.del_keys:
+                del observation_spec[camera]
+            count = len(self.cameras) if self.stack_images else 1
+            observation_spec[self._embedding_key(camera)] = Unbounded(
+                shape=(*spec.shape[:-3], count * self.dim), device=spec.device, dtype=torch.float32
+            )
+        return observation_spec
+
+    # -- in a replay buffer, or called on a tensordict --------------------------------------------
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Embed frames in a copy of the tensordict, those of ("next", key) too where there are any."""
+        tensordict = tensordict.copy()
+        keys = list(self.in_keys)
+        if not any(map(is_next, keys)):
+            present = set(tensordict.keys(True, True))
+            keys += [next_key(k) for k in keys if next_key(k) in present]
+        self._embed_keys(tensordict, keys)
+        return tensordict
+
+    # -- where the frozen weights live ------------------------------------------------------------
+
+    def _apply(self, fn: Callable, recurse: bool = True):
+        super()._apply(fn, recurse)
+        if self.freeze:
+            self.encoder._apply(fn)
+        self.__dict__["_last"] = {}
+        return self
+
+    def share_memory(self):
+        """Put the weights in memory shared between processes."""
+        if self.freeze:
+            self.encoder.share_memory()
+        return super().share_memory()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return self.encoder.state_dict() if self.freeze and self.save_encoder else {}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        if state:
+            self.encoder.load_state_dict(state)
+
+    def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
+        state = super().state_dict(
+            *args, destination=destination, prefix=prefix, keep_vars=keep_vars
+        )
+        if not (self.freeze and self.save_encoder):
+            state.pop(f"{prefix}_extra_state", None)  # empty: no key at all
+        return state
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, *args):
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, *args)
+        key = f"{prefix}_extra_state"
+        if key in missing:
+            missing.remove(key)
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_last": {}}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.in_keys} -> {self.out_keys})"
