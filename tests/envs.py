@@ -83,3 +83,17 @@ LEVEL = sum(1 / (255 * s) for s in (0.229, 0.224, 0.225)) / 3
 def grey(level: int, *shape: int) -> torch.Tensor:
     """A uint8 image of one level, by default ``[8, 8, 3]``."""
     return torch.full(shape or (8, 8, 3), level, dtype=torch.uint8)
+
+
+class NativeAutoresetEnv(GreyEnv):
+    """Resets itself in ``step``: the frame after a finished episode is the next one's first."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._torchrl_native_autoreset = True
+
+    def _step(self, tensordict):
+        out = super()._step(tensordict)
+        if out["done"].any():
+            out.update(self._reset())
+        return out

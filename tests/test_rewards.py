@@ -11,12 +11,20 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from envs import LEVEL, STEP, CountingEncoder, GreyEnv, grey
+from envs import LEVEL, STEP, CountingEncoder, GreyEnv, NativeAutoresetEnv, grey
 from PIL import Image
 from tensordict import TensorDict
 from torchrl.collectors import Collector, MultiSyncCollector
 from torchrl.data import HERReplayBuffer, LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs import Compose, ParallelEnv, RewardSum, SerialEnv, StepCounter, TransformedEnv
+from torchrl.envs import (
+    Compose,
+    GymWrapper,
+    ParallelEnv,
+    RewardSum,
+    SerialEnv,
+    StepCounter,
+    TransformedEnv,
+)
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_vip import (
@@ -434,3 +442,55 @@ def test_gymnasium_wrapper():
     assert added.step(0)[1] == pytest.approx(1 + GAIN, abs=1e-5)
     with pytest.raises(ValueError, match="render_mode"):
         VIPRewardWrapper(Lamp(render_mode=None), grey(200), encoder=CountingEncoder())
+
+
+# -- environments that reset themselves -----------------------------------------------------------------
+
+
+def test_native_autoreset():
+    env = make_env(NativeAutoresetEnv(length=3), goal=grey(200))
+    rollout = env.rollout(7, break_when_any_done=False)
+    # The third and sixth frame belong to the next episode: no progress can be told from them.
+    expected = torch.tensor([1.0, 1, 0, 1, 1, 0, 1]) * GAIN
+    close(rollout["next", "reward"].flatten(), expected)
+    close(rollout["goal_embedding"], z_of(200).expand(7, 1))
+
+
+class LampWithFrames(Lamp):
+    observation_space = gymnasium.spaces.Dict(
+        pixels=gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    )
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        return {"pixels": self.render()}, {}
+
+    def step(self, action):
+        _, *rest = super().step(action)
+        return {"pixels": self.render()}, *rest
+
+
+@pytest.mark.parametrize("mode", ["SAME_STEP", "DISABLED"])
+def test_gymnasium_vector_env(mode):
+    vector = gymnasium.vector.SyncVectorEnv(
+        [LampWithFrames] * 2, autoreset_mode=getattr(gymnasium.vector.AutoresetMode, mode)
+    )
+    env = make_env(GymWrapper(vector), goal=grey(200))
+    rollout = env.rollout(9, break_when_any_done=False)
+    assert rollout["next", "done"].sum() == 4  # two episodes of four steps each
+    # With SAME_STEP TorchRL blanks the last frame of an episode: nothing is known of its step.
+    known = torch.ones(9) if mode == "DISABLED" else torch.tensor([1.0, 1, 1, 0, 1, 1, 1, 0, 1])
+    close(rollout["next", "reward"][..., 0], known.expand(2, 9) * GAIN)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_reset_with_an_empty_tensordict_keeps_the_goal(inside):
+    if inside:
+        env = ParallelEnv(2, [functools.partial(make_inside, make) for make in MAKE])
+    else:
+        env = make_env(SerialEnv(2, MAKE), goal=grey(200))
+    try:
+        td = env.reset(TensorDict({}, batch_size=[2]))
+        close(td["goal_embedding"], z_of(200).expand(2, 1))
+    finally:
+        env.close(raise_if_closed=False)

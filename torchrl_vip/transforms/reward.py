@@ -9,7 +9,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 from torchrl.data.tensor_specs import Composite, Unbounded
-from torchrl.envs.transforms import Compose, Transform
+from torchrl.envs.transforms import Compose, Transform, VecGymEnvTransform
 
 from torchrl_vip.functional import check_form, goal_reward, to_chw
 from torchrl_vip.goals import align, is_image, read_image
@@ -417,15 +417,28 @@ class VIPRewardTransform(Transform):
             raise RuntimeError(f"{type(self).__name__}: step before the first reset.")
         self._last = z_next
         self._take_step_goal(tensordict)
-        container = self._safe_container()
-        if container is not None and container.__dict__.get("_torchrl_native_autoreset", False):
-            # The frame after an environment's own reset belongs to the next episode: no progress.
+        if self._final_frames_missing():
             done = next_tensordict.get("done").reshape(*next_tensordict.batch_size, 1)
             z_next = torch.where(done, z, z_next)
         reward = self._reward(z, z_next, self._goal, next_tensordict.batch_size)
         self._put_reward(next_tensordict, reward, self._reward_key())
         self._write_goal(next_tensordict)
         return next_tensordict
+
+    def _final_frames_missing(self) -> bool:
+        """Whether an episode's last frame never arrives, so that its last step shows no progress.
+
+        Environments that reset themselves return the next episode's first frame instead, and
+        TorchRL blanks it in vectorised gymnasium ones (``AutoresetMode.DISABLED`` keeps it).
+        """
+        container = self._safe_container()
+        if container is None:
+            return False
+        chain = getattr(container, "transform", None)
+        chain = chain if isinstance(chain, Compose) else [chain]
+        return bool(container.__dict__.get("_torchrl_native_autoreset", False)) or any(
+            isinstance(transform, VecGymEnvTransform) for transform in chain
+        )
 
     def _take_step_goal(self, tensordict: TensorDictBase) -> None:
         self._resolve()
