@@ -172,6 +172,22 @@ def test_set_goal_at_any_time():
     close(env.reset(carried.clone())["goal_embedding"], z_of(200).expand(2, 1))
 
 
+def test_a_bad_goal_changes_nothing():
+    env = make_env(SerialEnv(2, MAKE), goal=grey(200))
+    env.reset()
+    for bad in (torch.zeros(7), torch.zeros(8, 8, 2, dtype=torch.uint8), "nowhere.png"):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            env.transform[-1].set_goal(bad)
+    close(env.rollout(1)["next", "reward"], torch.full((2, 1, 1), GAIN))
+    fresh = make_env(SerialEnv(2, MAKE))
+    with pytest.raises(ValueError, match="every environment a goal first"):
+        fresh.transform[-1].set_goal(grey(5), env_ids=1)
+    nearest = make_env(goal=[grey(5), grey(9)], goal_reduction="nearest")
+    nearest.reset()
+    with pytest.raises(ValueError, match="a set of 1 goals where there were 2"):
+        nearest.transform[-1].set_goal(grey(5))
+
+
 def test_goals_at_reset_and_automatic_resets_keep_them():
     env = make_env(SerialEnv(2, MAKE))
     images = torch.stack([grey(200), grey(5)])

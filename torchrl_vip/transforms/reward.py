@@ -144,12 +144,15 @@ class VIPRewardTransform(Transform):
         """
         goal = _read_goal(goal)
         if env_ids is None:
-            self._pending, self._goal = goal, None
             try:
-                self._resolve()
-            except RuntimeError:  # no encoder in reach yet: keep it until there is one
+                embedding = self._embed_goal(goal, self._batch_size())
+            except RuntimeError:  # no encoder in reach yet: keep the goal until there is one
                 if self._safe_container() is not None:
                     raise
+                self._pending, self._goal = goal, None
+                return
+            self._check_count(embedding)
+            self._pending, self._goal = None, embedding
             return
         batch = self._batch_size()
         if not batch:
@@ -169,18 +172,30 @@ class VIPRewardTransform(Transform):
         container = self._safe_container()
         return torch.Size([]) if container is None else container.batch_size
 
-    def _set_rows(self, embedding: Tensor, rows: Tensor | None, batch: torch.Size) -> None:
+    def _set_rows(self, embedding: Tensor, rows: Tensor, batch: torch.Size) -> None:
         """Give the goals of some environments; ``embedding`` is one goal or one per row."""
         tail = 2 if self.nearest else 1
-        if rows is None:
-            self._goal = embedding
-            return
+        self._check_count(embedding)
         goal = self._goal
         if goal is None:
+            if not rows.all():
+                raise ValueError(
+                    f"goals for {int(rows.sum())} of {rows.numel()} environments, and the others "
+                    "have none yet: give every environment a goal first."
+                )
             goal = embedding.new_zeros(embedding.shape[-tail:])
         goal = goal.expand(*batch, *goal.shape[-tail:]).clone()
         goal[rows.to(goal.device)] = embedding.to(goal.device)
         self._goal = goal
+
+    def _check_count(self, embedding: Tensor) -> None:
+        """The size of a set of goals is part of the environment's spec and stays."""
+        if self.nearest and self._goal is not None and len(self._goal.shape) > 1:
+            if embedding.shape[-2] != self._goal.shape[-2]:
+                raise ValueError(
+                    f"a set of {embedding.shape[-2]} goals where there were {self._goal.shape[-2]}: "
+                    "goal_reduction='nearest' keeps their number."
+                )
 
     def _embed_goal(self, goal: Any, batch_in_front: torch.Size = _ONE) -> Tensor:
         """A goal as given to float32 ``[D]`` or ``[*B, D]``; ``[..., G, D]`` with "nearest"."""
