@@ -125,7 +125,7 @@ def embedding_dim(network: nn.Module, image_size: int) -> int:
             try:  # No frame at all, so that a network that counts its frames is not misled.
                 z = network(reference.new_zeros(0, *side))
                 check_embedding(z, 0)
-            except Exception:
+            except Exception:  # many modules refuse an empty batch; a real fault shows again below
                 z = network(reference.new_zeros(1, *side))
     finally:
         for module, training in modes:
