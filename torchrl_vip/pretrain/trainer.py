@@ -100,7 +100,9 @@ def pretrain(config: dict[str, Any]) -> Path:
 
     encoder.eval()
     encoder.config.update(
-        training={k: v for k, v in config.items() if k not in ("out_dir", "data", "progress")},
+        # No folder of this machine travels with the weights: of "encoder" only the network's name.
+        training={k: v for k, v in config.items() if k not in ("out_dir", "data", "progress")}
+        | {"encoder": encoder.name},
         training_clips=len(train_table.clips),
         training_frames=int(train_table.length.sum()),
         **reward_calibration(encoder, train_table),
