@@ -25,7 +25,8 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from torchrl_vip import FrozenEncoder, VIPEncoder, load_vip, preprocess
-from torchrl_vip.data.video import find_clips, read_frames
+from torchrl_vip.data.sources import find_clips
+from torchrl_vip.data.video import read_frames
 from torchrl_vip.evaluation.clips import LabelledClip, embed_clips, score_groups, summarise
 from torchrl_vip.evaluation.metrics import bootstrap
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from torchrl_vip import FrozenEncoder, load_vip, save_vip
-from torchrl_vip.data.video import find_clips, read_frames
+from torchrl_vip.data.sources import find_clips
+from torchrl_vip.data.video import read_frames
 from torchrl_vip.evaluation.calibration import (
     reward_correlation,
     success_threshold,

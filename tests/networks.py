@@ -43,3 +43,9 @@ class Counting(nn.Module):
         self.frames += len(frames)
         self.largest = max(self.largest, len(frames))
         return frames.mean((-2, -1))
+
+
+def tiny_resnet_encoder() -> VIPEncoder:
+    """A small ResNet of its own, to be trained."""
+    torch.manual_seed(0)
+    return VIPEncoder(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=32), dim=16, image_size=SIZE)

@@ -12,67 +12,13 @@ import pytest
 import torch
 from torchvision.io import write_png
 
-from torchrl_vip.data.video import decode_once, find_clips, read_clip, write_video
-
-
-def ramp(frames: int, first: int = 0, height: int = 48, width: int = 64) -> torch.Tensor:
-    """uint8 [T, H, W, 3]: frame t is grey of value first + 10 t."""
-    grey = first + 10 * torch.arange(frames, dtype=torch.uint8)
-    return grey.view(-1, 1, 1, 1).expand(frames, height, width, 3).contiguous()
-
-
-def write_folder(folder: Path, frames: int, first: int = 0) -> Path:
-    folder.mkdir(parents=True)
-    for t, frame in enumerate(ramp(frames, first)):
-        write_png(frame.permute(2, 0, 1).contiguous(), str(folder / f"{t}.png"))
-    return folder
-
-
-def greys(frames: torch.Tensor) -> list[int]:
-    """The value of each frame; they are all of one colour."""
-    assert all(frame.unique().numel() == 1 for frame in frames)
-    return frames[:, 0, 0, 0].tolist()
+from tests.clips import greys, ramp, write_folder
+from torchrl_vip.data.sources import Clip, find_clips
+from torchrl_vip.data.video import decode_once, read_clip, write_video
 
 
 def decode(folder: Path, cache: Path, size: int = 8):
     return decode_once(find_clips(folder), size, cache, progress=False)
-
-
-# --- find_clips -----------------------------------------------------------------------------------
-
-
-def test_videos_and_nested_folders_are_found_sorted_and_hidden_ones_are_not(tmp_path: Path) -> None:
-    write_folder(tmp_path / "b" / "deep", 2)
-    for name in ("a.mp4", "b/C.MP4", ".trash/x.mp4", "b/.x.mp4", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / ".trash" / "manifest.json").write_text("not json")
-    assert [clip.name for clip in find_clips(tmp_path)] == ["a.mp4", "b/C.MP4", "b/deep"]
-
-
-def test_labels_come_from_index_and_manifest_also_beside_a_clips_folder(tmp_path: Path) -> None:
-    for name in ("one/clips/0.mp4", "two/x.mp4", "two/y.mp4"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "one/index.json").write_text('[{"file": "0.mp4", "lab": "L"}]')
-    (tmp_path / "two/manifest.json").write_text('[{"file": "y.mp4", "success": false}]')
-    labels = {clip.name: clip.labels for clip in find_clips(tmp_path)}
-    assert labels == {"one/clips/0.mp4": {"lab": "L"}, "two/x.mp4": {}, "two/y.mp4": {"success": 0}}
-
-
-@pytest.mark.parametrize("text", ['{"name": "a web manifest"}', '[{"task": "push"}]', "[{"])
-def test_an_index_that_is_no_list_of_files_is_an_error_that_names_it(tmp_path, text) -> None:
-    (tmp_path / "a.mp4").touch()
-    (tmp_path / "index.json").write_text(text)
-    with pytest.raises(ValueError, match=r"index\.json cannot be used.*\"file\""):
-        find_clips(tmp_path)
-
-
-def test_missing_and_empty_folders_are_errors_that_say_what_was_wanted(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
-        find_clips(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"holds no clip; wanted video files .*\.mp4.*numbered"):
-        find_clips(tmp_path)
 
 
 # --- read_clip ------------------------------------------------------------------------------------
@@ -80,13 +26,13 @@ def test_missing_and_empty_folders_are_errors_that_say_what_was_wanted(tmp_path:
 
 def test_numbered_frames_are_read_exactly_and_in_numeric_order(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "clip", 12)  # 10.png and 11.png sort before 2.png as text
-    assert greys(read_clip(folder, 16)) == [10 * t for t in range(12)]
+    assert greys(read_clip(Clip(folder, "clip"), 16)) == [10 * t for t in range(12)]
 
 
 def test_a_video_is_read_in_order_resized_and_cropped_to_its_centre(tmp_path: Path) -> None:
     frames = ramp(9, first=40)
     frames[:, :, :8] = frames[:, :, -8:] = 255  # a 48 x 64 frame loses 8 columns on either side
-    clip = read_clip(write_video(tmp_path / "v.mp4", frames), 24)
+    clip = read_clip(Clip(write_video(tmp_path / "v.mp4", frames), "v"), 24)
     assert clip.shape == (9, 3, 24, 24) and clip.dtype == torch.uint8
     centre = clip[..., 3:-3].float().mean((1, 2, 3))
     torch.testing.assert_close(centre, 40 + 10.0 * torch.arange(9), atol=3, rtol=0)  # lossy
@@ -95,13 +41,14 @@ def test_a_video_is_read_in_order_resized_and_cropped_to_its_centre(tmp_path: Pa
 def test_colours_keep_their_channels(tmp_path: Path) -> None:
     frames = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)
     frames[..., 0] = 200  # red
-    mean = read_clip(write_video(tmp_path / "v.mp4", frames), 16).float().mean((0, 2, 3))
+    clip = Clip(write_video(tmp_path / "v.mp4", frames), "v")
+    mean = read_clip(clip, 16).float().mean((0, 2, 3))
     torch.testing.assert_close(mean, torch.tensor([200.0, 0, 0]), atol=6, rtol=0)
 
 
 def test_one_frame_is_no_clip(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1 frame\(s\), a clip needs two"):
-        read_clip(write_folder(tmp_path / "one", 1), 8)
+        read_clip(Clip(write_folder(tmp_path / "one", 1), "one"), 8)
 
 
 # --- decode_once ----------------------------------------------------------------------------------
@@ -138,7 +85,9 @@ def test_only_new_and_changed_clips_are_decoded(tmp_path: Path, monkeypatch) -> 
 
     decoded = []
     monkeypatch.setattr(
-        video, "read_clip", lambda path, size: decoded.append(path.name) or read_clip(path, size)
+        video,
+        "read_clip",
+        lambda clip, size: decoded.append(clip.path.name) or read_clip(clip, size),
     )
     source, cache = tmp_path / "clips", tmp_path / "cache"
     write_folder(source / "a", 2, first=0)
@@ -189,9 +138,10 @@ def test_a_damaged_cache_is_an_error_that_says_what_to_delete(tmp_path, file, me
 DECODE = """
 import sys, time
 from torchrl_vip.data import video
+from torchrl_vip.data.sources import find_clips
 read = video.read_clip
-video.read_clip = lambda path, size: time.sleep(0.05) or read(path, size)
-video.decode_once(video.find_clips(sys.argv[1]), 8, sys.argv[2], workers=1, progress=False)
+video.read_clip = lambda clip, size: time.sleep(0.05) or read(clip, size)
+video.decode_once(find_clips(sys.argv[1]), 8, sys.argv[2], workers=1, progress=False)
 """
 
 

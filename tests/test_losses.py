@@ -12,6 +12,8 @@ from torch import nn
 from torchrl.objectives import LossModule
 
 from torchrl_vip import VIPLoss, vip_loss
+from torchrl_vip.functional import tcn_loss
+from torchrl_vip.losses import TCNLoss, TripletLoss
 
 GAMMA = 0.98
 
@@ -221,3 +223,59 @@ def value_order(loss, length=12, steps=600):
 def test_the_sign_of_the_exponent_is_the_one_that_learns():
     assert value_order(lambda *z: vip_loss(*z)[0]) > 0.95
     assert value_order(algorithm_1) < 0.9
+
+
+def test_the_papers_negatives_are_inside_the_first_log_mean_exp():
+    z = embeddings(5, 3)
+    loss, _ = vip_loss(
+        *z, num_negatives=2, negatives="paper", generator=torch.Generator().manual_seed(3)
+    )
+    generator = torch.Generator().manual_seed(3)
+    permutations = [torch.arange(5)] + [torch.randperm(5, generator=generator) for _ in range(2)]
+    first = (1 - GAMMA) * (z[0] - z[3]).norm(dim=-1).mean().item()
+    inside = published(*z, permutations=permutations) - published(*z)  # r = -1 everywhere
+    assert loss.item() == pytest.approx(first + inside)
+    with pytest.raises(ValueError, match="negatives is 'both'"):
+        vip_loss(*z, negatives="both")
+
+
+def test_clamped_distances_bound_the_loss_from_below():
+    """As published, scaling the embedding up pays without end; cut at 1 / (1 - gamma), it does not."""
+    toward = [torch.tensor([[x, 0.0]]) for x in (2.0, 2.0, 1.0, 0.0)]  # each step nears the goal
+    away = [torch.tensor([[x, 0.0]]) for x in (2.0, 1.0, 1.1, 0.0)]
+    for z, clamp, falls in ((toward, False, True), (toward, True, False), (away, True, False)):
+        far, further = (
+            vip_loss(*(scale * v for v in z), gamma=0.9, clamp=clamp)[0].item()
+            for scale in (1e2, 1e4)
+        )
+        assert falls == (further < far - 1), (clamp, far, further)
+    # everything at 1 / (1 - gamma) = 10: 0.1 * 10 - (-1 - 0.9 * 10 + 10) = 1
+    loss, _ = vip_loss(*(1e3 * v for v in toward[:3]), toward[3], gamma=0.9, clamp=True)
+    assert loss.item() == pytest.approx(1.0)
+
+
+def test_tcn_by_hand():
+    """Points on a line at 0, 1, 3 and, far away, at 10, 11, 13."""
+    z = [torch.tensor([[a], [a + 10.0]]) for a in (0.0, 1.0, 3.0)]
+
+    def term(near, far, other):
+        return -math.log(math.exp(-near) / sum(math.exp(-d) for d in (near, far, other)))
+
+    want = (term(1, 3, 10) + term(2, 3, 10)) / 2
+    assert tcn_loss(*z).item() == pytest.approx(want, rel=1e-6)
+
+
+def test_the_rivals_are_loss_modules_that_reach_the_encoder():
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(12, 3, bias=False))
+    pixels = torch.rand(4, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    for make, name in ((TCNLoss, "tcn"), (TripletLoss, "triplet")):
+        out = make(encoder)(TensorDict({"pixels": pixels}, [4]))
+        assert {f"loss_{name}", "loss_l1", "loss_l2", "embedding_norm"} == set(out.keys())
+        encoder.zero_grad()
+        out[f"loss_{name}"].backward()
+        assert encoder[1].weight.grad.abs().sum() > 0
+    z = encoder(pixels.flatten(0, 1)).view(4, 4, 3)
+    near = [(z[:, a] - z[:, 1]).norm(dim=-1) for a in (0, 3)]
+    far = (z[:, 0] - z[:, 3]).norm(dim=-1)
+    want = sum((1.0 + n - far).clamp(min=0).mean() for n in near) / 2
+    assert out["loss_triplet"].item() == pytest.approx(want.item(), rel=1e-4)

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,7 @@ def run(clips: Path, out: Path, *options: str) -> str:
 def config_of(clips: Path, out: Path, **changes) -> dict:
     """The defaults of config.yaml with the small run's values."""
     config = yaml.safe_load(CONFIG.read_text())
+    del config["defaults"]
     config["data"] |= {"path": str(clips), "validation": ["val"]}
     small = [option.split("=") for option in SMALL if not option.startswith("data.")]
     config |= {key: yaml.safe_load(value) for key, value in small}
@@ -77,7 +79,8 @@ def contents(run: Path) -> dict[str, bytes]:
 def test_a_run_leaves_what_it_promises(finished: tuple[Path, str], clips: Path) -> None:
     out, said = finished
     assert {p.name for p in out.iterdir()} == {
-        *("config.yaml", "metrics.csv", "curves.png", "checkpoints", "final", "frames")
+        *("config.yaml", "metrics.csv", "curves.png", "checkpoints", "final", "best"),
+        *("frames", "logs"),
     }
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config == config_of(clips, out)
@@ -90,12 +93,23 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, str], clips: Path) 
     assert {step for step, name, _ in rows if name == "validation/voc"} == {0, 12, 24}
     assert len({(step, name) for step, name, _ in rows}) == len(rows)
     assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    state = torch.load(out / "checkpoints" / "last.pt", weights_only=True)
-    assert set(state) == {"step", "encoder", "optimizer", "schedule"} and state["step"] == 24
+    parts = {"trained", "averaged", "optimizer", "schedule", "best"}
+    checkpoints = sorted((out / "checkpoints").iterdir())
+    assert [path.stem for path in checkpoints] == ["step_00000022", "step_00000024"]
+    state = torch.load(checkpoints[-1], weights_only=True)
+    assert set(state) == {"step", *parts} and state["step"] == 24
+    names = {"loss", "voc", "voc_own", "bumps", "embedding_norm", "effective_rank"}
+    assert {f"validation/{name}" for name in names} <= {name for _, name, _ in rows}
+    best = max(v for step, name, v in rows if name == "validation/voc" and step)
+    assert state["best"]["value"] == pytest.approx(best, rel=1e-4)
+    assert list((out / "logs" / "tensorboard").rglob("events.*"))
+    assert list((out / "logs" / "csv").rglob("loss_vip.csv"))
     vip = load_vip(out / "final")
     assert (vip.name, vip.dim, vip.image_size) == ("resnet18", 8, 32)
     assert vip.config["training_clips"] == 4 and vip.config["reward_scale"] > 0
-    assert all(torch.equal(v, state["encoder"][k]) for k, v in vip.state_dict().items())
+    averaged = state["averaged"]
+    assert all(torch.equal(v, averaged[f"module.{k}"]) for k, v in vip.state_dict().items())
+    assert load_vip(out / "best").dim == 8
 
 
 def test_a_finished_run_is_left_as_it_is(finished: tuple[Path, str], clips: Path) -> None:
@@ -105,40 +119,58 @@ def test_a_finished_run_is_left_as_it_is(finished: tuple[Path, str], clips: Path
     assert contents(out) == before
 
 
-def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bits(
+def test_killed_twenty_times_and_resumed_it_ends_with_the_same_bits(
     finished: tuple[Path, str], clips: Path, tmp_path: Path
 ) -> None:
+    """Some kills before the first checkpoint, most after, some while one is being written."""
     out, rng = tmp_path / "run", random.Random(time.time_ns())
-    checkpoint, reached = out / "checkpoints" / "last.pt", []
-    for _ in range(3):
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        process = subprocess.Popen(command(clips, out), stdout=subprocess.DEVNULL)
-        while process.poll() is None:
-            if checkpoint.exists() and checkpoint.stat().st_mtime_ns != before:
-                time.sleep(rng.uniform(0, 0.2))
+    folder, reached, while_writing = out / "checkpoints", [], 0
+    for kill in range(20):
+        before = newest(folder)
+        process = subprocess.Popen(
+            command(clips, out, *SLOWLY),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        deadline = time.monotonic() + (rng.uniform(0, 6) if kill < 2 else 120)
+        aim_at_writing = kill % 3 == 2
+        while process.poll() is None and time.monotonic() < deadline:
+            if aim_at_writing and list(folder.glob("*.tmp")):
                 break
-            time.sleep(0.005)
+            if not aim_at_writing and kill >= 2 and newest(folder) > before:
+                time.sleep(rng.uniform(0, 0.3))
+                break
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        reached.append(torch.load(checkpoint, weights_only=True)["step"])
-    assert 0 < reached[0] < 24 and reached == sorted(reached)
-    assert f"resumed from step {reached[-1]} of 24" in run(clips, out)
-    assert (
-        contents(out)["final/model.safetensors"] == contents(finished[0])["final/model.safetensors"]
-    )
-    assert contents(out)["metrics.csv"] == contents(finished[0])["metrics.csv"]
+        while_writing += bool(list(folder.glob("*.tmp")))
+        said = process.communicate()[0]
+        assert process.returncode == -signal.SIGKILL, said
+        if before and "resumed" in said:
+            assert f"resumed from step {before} of 200" in said
+        reached.append(newest(folder))
+    assert reached == sorted(reached) and reached[-1] < 200
+    assert sum(step > 0 for step in reached) >= 15 and while_writing >= 3
+    whole = tmp_path / "whole"
+    run(clips, whole, *SLOWLY)
+    assert f"resumed from step {reached[-1]} of 200" in run(clips, out, *SLOWLY)
+    assert contents(out) == contents(whole)
+
+
+SLOWLY = ("steps=200", "checkpoint_every=2", "validate_every=100")
+
+
+def newest(folder: Path) -> int:
+    return max((int(p.stem[5:]) for p in folder.glob("step_*.pt")), default=0)
 
 
 def test_resume_false_starts_again_and_another_network_is_refused(
     finished: tuple[Path, str], clips: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    checkpoint = tmp_path / "checkpoints" / "last.pt"
-    checkpoint.write_bytes((finished[0] / "checkpoints" / "last.pt").read_bytes())
+    shutil.copytree(finished[0] / "checkpoints", tmp_path / "checkpoints")
     with pytest.raises(CheckpointError, match="another network"):
         pretrain(config_of(clips, tmp_path, dim=4))
     pretrain(config_of(clips, tmp_path, dim=4, steps=1, resume=False))
-    assert torch.load(checkpoint, weights_only=True)["step"] == 1
+    assert newest(tmp_path / "checkpoints") == 1
     tuned = config_of(clips, tmp_path / "tuned", encoder=str(tmp_path / "final"), steps=1)
     assert load_vip(pretrain(tuned)).dim == 4
 

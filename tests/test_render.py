@@ -14,7 +14,8 @@ pytest.importorskip("metaworld", reason='pip install "torchrl-vip[metaworld]"')
 from torchrl.envs.utils import check_env_specs  # noqa: E402
 
 from torchrl_vip.data import render  # noqa: E402
-from torchrl_vip.data.video import find_clips, read_clip  # noqa: E402
+from torchrl_vip.data.sources import find_clips  # noqa: E402
+from torchrl_vip.data.video import read_clip  # noqa: E402
 from torchrl_vip.envs import metaworld as mw  # noqa: E402
 
 TASK = "drawer-open-v3"
@@ -146,7 +147,7 @@ def test_clips_are_rendered_listed_and_not_rendered_twice(tmp_path: Path) -> Non
     assert [e["success"] for e in manifest] == [False, True]
     assert manifest[0]["frames"] == manifest[1]["frames"]  # length tells nothing
     for clip, entry in zip(find_clips(tmp_path), manifest, strict=True):
-        frames = read_clip(clip.path, 48).float()
+        frames = read_clip(clip, 48).float()
         assert clip.labels["group"] == clip.labels["task"] == TASK
         assert len(frames) == entry["frames"] >= 4
         assert frames.std() > 10 and (frames[0] - frames[-1]).abs().mean() > 1

@@ -71,6 +71,87 @@ def test_clips_that_are_not_contiguous_in_the_storage() -> None:
     assert set(draw(sampler, 500)[0].unique().tolist()) == {5, 6, 20, 21, 22}
 
 
+def expect(sampler: VIPSampler, by_hand: dict[tuple, float], n: int = 40_000) -> None:
+    counts = Counter(map(tuple, draw(sampler, n)[0].tolist()))
+    assert set(counts) == set(by_hand)
+    for sub_clip, p in by_hand.items():
+        assert abs(counts[sub_clip] / n - p) <= 4.5 * math.sqrt(p * (1 - p) / n), sub_clip
+
+
+def test_geometric_goals_in_a_clip_of_four_frames() -> None:
+    """i_0 is 0 or 1; the goal is 1, 2, 3 ahead with probability .6, .24, the rest (p = .4)."""
+    by_hand = {
+        (0, 0, 1, 1): 0.5 * 0.6,
+        (0, 0, 1, 2): 0.5 * 0.24 / 2,
+        (0, 1, 2, 2): 0.5 * 0.24 / 2,
+        (0, 0, 1, 3): 0.5 * 0.16 / 3,
+        (0, 1, 2, 3): 0.5 * 0.16 / 3,
+        (0, 2, 3, 3): 0.5 * 0.16 / 3,
+        (1, 1, 2, 2): 0.5 * 0.6,
+        (1, 1, 2, 3): 0.5 * 0.4 / 2,
+        (1, 2, 3, 3): 0.5 * 0.4 / 2,
+    }
+    expect(make_sampler(4, geometric=0.4), by_hand)
+
+
+def test_cross_video_goals_are_the_last_frame_of_another_clip_of_the_group() -> None:
+    """Clips of rows 0-1, 2-4, 5-6, 7-8; the first, second and last show the same task."""
+    group = torch.tensor([7, 7, 3, 7])
+    sampler = make_sampler(2, 3, 2, 2, group=group, cross_video=1.0)
+    by_hand = {
+        (0, 0, 1, 4): 1 / 8,
+        (0, 0, 1, 8): 1 / 8,
+        (2, 2, 3, 1): 1 / 16,  # of three frames i_t is 0 or 1
+        (2, 3, 4, 1): 1 / 16,
+        (2, 2, 3, 8): 1 / 16,
+        (2, 3, 4, 8): 1 / 16,
+        (5, 5, 6, 6): 1 / 4,  # alone in its group: its own goal
+        (7, 7, 8, 1): 1 / 8,
+        (7, 7, 8, 4): 1 / 8,
+    }
+    expect(sampler, by_hand)
+
+
+def test_cross_video_goals_are_that_share_and_may_be_self_transitions() -> None:
+    group = torch.zeros(2, dtype=torch.long)
+    rows, reward = draw(
+        make_sampler(5, 5, group=group, cross_video=0.3, self_transition=0.5), 20_000
+    )
+    crosses = (rows[:, 0] < 5) != (rows[:, 3] < 5)
+    assert abs(crosses.float().mean().item() - 0.3) <= 4.5 * math.sqrt(0.21 / 2e4)
+    at_goal = reward == 0
+    assert (rows[at_goal, 1:] == rows[at_goal, 3:]).all()
+    assert (rows[~at_goal, 2] == rows[~at_goal, 1] + 1).all()
+
+
+@pytest.mark.parametrize(
+    "option", [{"cross_video": 1.1}, {"self_transition": -1}, {"geometric": 1.0}]
+)
+def test_options_out_of_range_are_refused(option) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(option))} is .*; wanted"):
+        make_sampler(4, **option)
+
+
+def test_two_processes_draw_the_halves_of_what_one_draws() -> None:
+    options = {"self_transition": 0.2, "cross_video": 0.4, "group": torch.tensor([0, 1, 0])}
+    whole, halves = (
+        make_sampler(5, 9, 7, **options),
+        [make_sampler(5, 9, 7, shard=(rank, 2), **options) for rank in range(2)],
+    )
+    for _ in range(3):
+        rows, reward = draw(whole, 12)
+        parts = [draw(half, 6) for half in halves]
+        assert torch.equal(rows, torch.cat([p[0] for p in parts]))
+        assert torch.equal(reward, torch.cat([p[1] for p in parts]))
+    frames = noise(6)
+    want = augment(frames, generator_at(0, 0), colour=0.2)
+    got = [
+        augment(frames[3 * r : 3 * r + 3], generator_at(0, 0), colour=0.2, shard=(r, 2))
+        for r in range(2)
+    ]
+    torch.testing.assert_close(torch.cat(got), want)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 def test_self_transitions_are_that_share_and_alone_have_reward_0(share: float) -> None:
     rows, reward = draw(make_sampler(10, 6, self_transition=share), 20_000)

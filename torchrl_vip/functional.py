@@ -240,6 +240,8 @@ def vip_loss(
     reward: float | Tensor = -1.0,
     gamma: float = 0.98,
     num_negatives: int = 0,
+    negatives: str = "code",
+    clamp: bool = False,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The VIP objective, a dual of goal-conditioned RL, to be minimised.
@@ -248,9 +250,10 @@ def vip_loss(
 
         L = (1 - gamma) mean(-V(o_0)) + log mean exp(-(r + gamma V(o_{t+1}) - V(o_t)))
 
-    Each set of negatives adds one permutation of (o_t, o_{t+1}) against the goals, and all of them
-    together a second log-mean-exp with r = -1, as the official trainer does. Sources: paper,
-    Algorithm 2 (Algorithm 1 prints the exponent the other way round, which does not learn).
+    Each set of negatives adds one permutation of (o_t, o_{t+1}) against the goals, with r = -1: all
+    of them together a second log-mean-exp, as in the official trainer, or inside the first one, as
+    in the paper. Sources: paper, Algorithm 2 (Algorithm 1 prints the exponent the other way round,
+    which does not learn); facebookresearch/vip, ``vip/trainer.py``.
 
     Args:
         z_0, z_t, z_next, z_goal: embeddings ``[B, D]`` of the first frame, of two consecutive
@@ -259,6 +262,9 @@ def vip_loss(
         reward: r, a number or ``[B]``: -1 each step, 0 where o_t is the goal.
         gamma: discount in (0, 1).
         num_negatives: permutations of the batch; the official trainer takes 3.
+        negatives: ``"code"`` for a term of their own, ``"paper"`` for one with the others.
+        clamp: cut distances at 1 / (1 - gamma), as a step costs 1 and no goal is further than
+            forever; with it the loss is bounded below.
         generator: CPU generator that draws the permutations.
 
     Returns:
@@ -266,8 +272,11 @@ def vip_loss(
         r + gamma V' - V), ``negatives`` (their term, where there are any).
 
     Raises:
-        ValueError: the shapes differ, are not ``[B, D]``, or B is 0; a reward of another shape.
+        ValueError: the shapes differ, are not ``[B, D]``, or B is 0; a reward of another shape; an
+            unknown ``negatives``.
     """
+    if negatives not in ("code", "paper"):
+        raise ValueError(f"negatives is {negatives!r}; wanted 'code' or 'paper'.")
     shapes = {
         "z_0": tuple(z_0.shape),
         "z_t": tuple(z_t.shape),
@@ -284,23 +293,51 @@ def vip_loss(
             f"vip_loss wants a number or a reward of shape [B] = [{z_0.shape[0]}]; got "
             f"{tuple(reward.shape)}. Drop further dimensions: reward.squeeze(-1)."
         )
-    value_0, value_t, value_next = (-goal_distance(z, z_goal) for z in (z_0, z_t, z_next))
+
+    def value(z: Tensor, goal: Tensor) -> Tensor:
+        distance = goal_distance(z, goal)
+        return -(distance.clamp(max=1 / (1 - gamma)) if clamp else distance)
+
+    value_0, value_t, value_next = (value(z, z_goal) for z in (z_0, z_t, z_next))
     td = reward + gamma * value_next - value_t
-    loss = (1 - gamma) * -value_0.mean() + log_mean_exp(-td)
+    loss = (1 - gamma) * -value_0.mean()
     metrics = {
         "value_0": value_0.detach().mean(),
         "value_t": value_t.detach().mean(),
         "td": td.detach().mean(),
     }
-    if num_negatives:
-        perm = torch.cat(
-            [torch.randperm(len(z_t), generator=generator) for _ in range(num_negatives)]
-        ).to(z_t.device)
-        goals = z_goal.repeat(num_negatives, 1)
-        td_negative = (
-            -1.0 - gamma * goal_distance(z_next[perm], goals) + goal_distance(z_t[perm], goals)
-        )
-        negatives = log_mean_exp(-td_negative)
-        loss = loss + negatives
-        metrics["negatives"] = negatives.detach()
-    return loss, metrics
+    if not num_negatives:
+        return loss + log_mean_exp(-td), metrics
+    perm = torch.cat(
+        [torch.randperm(len(z_t), generator=generator) for _ in range(num_negatives)]
+    ).to(z_t.device)
+    goals = z_goal.repeat(num_negatives, 1)
+    td_negative = -1.0 + gamma * value(z_next[perm], goals) - value(z_t[perm], goals)
+    term = log_mean_exp(-td_negative)
+    metrics["negatives"] = term.detach()
+    if negatives == "paper":
+        return loss + log_mean_exp(-torch.cat([td, td_negative])), metrics
+    return loss + log_mean_exp(-td) + term, metrics
+
+
+def tcn_loss(z_0: Tensor, z_t: Tensor, z_goal: Tensor) -> Tensor:
+    """Time-contrastive loss of R3M (Nair et al., 2022, arXiv 2203.12601, section 3.2).
+
+    Of three frames in order, the near ones are more alike than the far ones and than frames of other
+    videos; likeness is minus the Euclidean distance. With the ends in turn as anchor::
+
+        -log exp S(anchor, o_t) / (exp S(anchor, o_t) + exp S(o_0, o_g) + exp S(anchor, o_other))
+
+    Args:
+        z_0, z_t, z_goal: embeddings ``[B, D]``, in order of time; o_other is the anchor of the next
+            clip in the batch.
+
+    Returns:
+        The scalar loss.
+    """
+    far = -goal_distance(z_0, z_goal)
+    loss = torch.zeros((), device=z_0.device, dtype=far.dtype)
+    for anchor in (z_0, z_goal):
+        near, other = -goal_distance(anchor, z_t), -goal_distance(anchor, anchor.roll(1, 0))
+        loss = loss + (torch.stack([near, far, other]).logsumexp(0) - near).mean() / 2
+    return loss

@@ -1,31 +1,86 @@
-"""Training objectives as TorchRL loss modules."""
+"""Training objectives as TorchRL loss modules: VIP, and the rivals it is compared with.
+
+Each reads a tensordict ``[B]`` with "pixels" ``[B, 4, 3, H, W]`` (o_0, o_t, o_{t+1}, o_g; uint8 or
+floating point in [0, 1]) and writes ``loss_<name>``, ``loss_l1`` and ``loss_l2`` (penalties, already
+weighted: the total is the sum of all ``loss_*``) and detached metrics. Under torch.distributed the
+loss is that of all processes' batches together.
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.distributed
+import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
-from torch import nn
+from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
-from torchrl_vip.functional import vip_loss
+from torchrl_vip.functional import tcn_loss, vip_loss
 
 
-class VIPLoss(LossModule):
-    """Value-implicit pre-training of an encoder on sampled sub-clips.
-
-    Reads a tensordict ``[B]`` with "pixels" ``[B, 4, 3, H, W]`` (o_0, o_t, o_{t+1}, o_g; uint8 or
-    floating point in [0, 1]) and, where present, "reward" ``[B]`` or ``[B, 1]`` (-1, and 0 where
-    o_t is the goal).
-    Writes ``loss_vip``, ``loss_l1`` and ``loss_l2`` (penalties, already weighted: the total is the
-    sum of all ``loss_*``) and detached metrics.
+class EmbeddingLoss(LossModule):
+    """What the objectives share: one forward for all frames, and the penalties.
 
     Args:
         encoder: images ``[N, 3, H, W]`` to ``[N, D]``; trained as it is.
+        l1, l2: weights of the mean norms of the embedding; 0.001 each in the official trainer.
+    """
+
+    name: str
+
+    def __init__(self, encoder: nn.Module, *, l1: float = 0.001, l2: float = 0.001):
+        super().__init__()
+        self.encoder = encoder
+        self.l1 = l1
+        self.l2 = l2
+        self.in_keys = ["pixels"]
+
+    def objective(self, z: Tensor, reward: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and detached metrics of embeddings ``[B, 4, D]``."""
+        raise NotImplementedError
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        frames = tensordict["pixels"]
+        if frames.ndim != 5 or frames.shape[1] != 4:
+            raise ValueError(
+                f'{type(self).__name__} reads "pixels" of shape [B, 4, 3, H, W] (o_0, o_t, o_t+1, '
+                f"o_g); got {tuple(frames.shape)}."
+            )
+        batch = frames.shape[0]
+        reward = tensordict.get("reward", -1.0)
+        if isinstance(reward, Tensor) and reward.shape == (batch, 1):
+            reward = reward.squeeze(-1)  # TorchRL's own shape of a reward
+        # One forward for all four frames of every sub-clip.
+        z = all_batches(self.encoder(frames.flatten(0, 1)).float().unflatten(0, (batch, 4)))
+        loss, metrics = self.objective(
+            z, all_batches(reward) if isinstance(reward, Tensor) else reward
+        )
+        norm = z.norm(dim=-1).mean()
+        return TensorDict(
+            {
+                f"loss_{self.name}": loss,
+                "loss_l1": self.l1 * z.abs().sum(-1).mean(),
+                "loss_l2": self.l2 * norm,
+                "embedding_norm": norm.detach(),
+                **metrics,
+            }
+        )
+
+
+class VIPLoss(EmbeddingLoss):
+    """Value-implicit pre-training of an encoder on sampled sub-clips.
+
+    Reads also, where present, "reward" ``[B]`` or ``[B, 1]`` (-1, and 0 where o_t is the goal).
+
+    Args:
+        encoder, l1, l2: as in :class:`EmbeddingLoss`.
         gamma: discount in (0, 1).
         num_negatives: in-batch permutations; 3 in the official trainer, 0 for none.
-        l1, l2: weights of the mean norms of the embedding; 0.001 each in the official trainer.
+        negatives, clamp: see :func:`torchrl_vip.functional.vip_loss`.
         generator: CPU generator of the permutations.
     """
+
+    name = "vip"
 
     def __init__(
         self,
@@ -33,46 +88,72 @@ class VIPLoss(LossModule):
         *,
         gamma: float = 0.98,
         num_negatives: int = 3,
+        negatives: str = "code",
+        clamp: bool = False,
         l1: float = 0.001,
         l2: float = 0.001,
         generator: torch.Generator | None = None,
     ):
-        super().__init__()
-        self.encoder = encoder
+        super().__init__(encoder, l1=l1, l2=l2)
         self.gamma = gamma
         self.num_negatives = num_negatives
-        self.l1 = l1
-        self.l2 = l2
+        self.negatives = negatives
+        self.clamp = clamp
         self.generator = generator
-        self.in_keys = ["pixels"]
 
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        frames = tensordict["pixels"]
-        if frames.ndim != 5 or frames.shape[1] != 4:
-            raise ValueError(
-                f'VIPLoss reads "pixels" of shape [B, 4, 3, H, W] (o_0, o_t, o_t+1, o_g); got '
-                f"{tuple(frames.shape)}."
-            )
-        batch = frames.shape[0]
-        reward = tensordict.get("reward", -1.0)
-        if isinstance(reward, torch.Tensor) and reward.shape == (batch, 1):
-            reward = reward.squeeze(-1)  # TorchRL's own shape of a reward
-        # One forward for all four frames of every sub-clip.
-        z = self.encoder(frames.flatten(0, 1)).float().unflatten(0, (batch, 4))
-        loss, metrics = vip_loss(
+    def objective(self, z: Tensor, reward: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return vip_loss(
             *z.unbind(1),
             reward=reward,
             gamma=self.gamma,
             num_negatives=self.num_negatives,
+            negatives=self.negatives,
+            clamp=self.clamp,
             generator=self.generator,
         )
-        norm = z.norm(dim=-1).mean()
-        return TensorDict(
-            {
-                "loss_vip": loss,
-                "loss_l1": self.l1 * z.abs().sum(-1).mean(),
-                "loss_l2": self.l2 * norm,
-                "embedding_norm": norm.detach(),
-                **metrics,
-            }
-        )
+
+
+class TCNLoss(EmbeddingLoss):
+    """Time-contrastive learning as in R3M, on (o_0, o_t, o_g); see ``functional.tcn_loss``."""
+
+    name = "tcn"
+
+    def objective(self, z: Tensor, reward: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return tcn_loss(z[:, 0], z[:, 1], z[:, 3]), {}
+
+
+class TripletLoss(EmbeddingLoss):
+    """Triplet margin loss: o_t lies nearer to each end than the other end does, by a margin.
+
+    Args:
+        encoder, l1, l2: as in :class:`EmbeddingLoss`.
+        margin: in embedding units.
+    """
+
+    name = "triplet"
+
+    def __init__(self, encoder: nn.Module, *, margin: float = 1.0, l1=0.001, l2=0.001):
+        super().__init__(encoder, l1=l1, l2=l2)
+        self.margin = margin
+
+    def objective(self, z: Tensor, reward: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        z_0, z_t, _, z_goal = z.unbind(1)
+        ends = [
+            F.triplet_margin_loss(anchor, z_t, far, margin=self.margin)
+            for anchor, far in ((z_0, z_goal), (z_goal, z_0))
+        ]
+        return sum(ends) / 2, {}
+
+
+def all_batches(x: Tensor) -> Tensor:
+    """Rows ``[B, ...]`` of every process, joined in order of rank; differentiable.
+
+    Every process then computes the loss of the whole batch, and the gradient that flows back into
+    its own rows is the sum of what all of them ask for: averaging parameter gradients over processes
+    gives exactly the gradient that one process would have had.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return x
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(x.contiguous()))

@@ -30,9 +30,21 @@ class VIPSampler(Sampler):
         i_g uniform in [i_0+1, T)
         i_t uniform in [i_0, i_g)
 
-    which is the official distribution: videos uniformly, whatever their length. With probability
-    ``self_transition`` the goal itself is drawn as o_t = o_{t+1} = o_g, with reward 0: without it
-    the objective is unbounded below, as scaling the embedding up always pays.
+    which is the official distribution: videos uniformly, whatever their length. Options change a
+    share of the samples, each drawn for itself::
+
+        geometric = p   i_g = i_0 + k, k ~ Geometric(1 - p), at most T-1: near goals are frequent
+
+        cross_video     clip          |----|=========|------------|
+                                           i_0      i_t          T-1
+                        other clip    |---------------------------|    of the same group
+                                                                 i_g = its last frame
+
+        self_transition o_t = o_{t+1} = o_g, reward 0
+
+    Without self-transitions the objective is unbounded below, as scaling the embedding up always
+    pays; HILP and ICVF draw the current state as goal for the same reason. Goals from another video
+    teach the distance to ignore what differs between two demonstrations of one task.
 
     Every draw is a function of (seed, step), where step counts the batches.
 
@@ -40,38 +52,84 @@ class VIPSampler(Sampler):
         start, length: int64 ``[V]``, first row and number of frames of each clip, at least 2.
         seed: of all draws.
         self_transition: share of samples in [0, 1].
+        geometric: None for uniform goals, or p in (0, 1).
+        cross_video: share of samples in [0, 1]; clips that are alone in their group keep a goal of
+            their own.
+        group: int64 ``[V]``, clips that show the same task have the same number; None puts each
+            clip in a group of its own.
+        shard: (rank, number of processes). Each process draws the whole batch and keeps its part, so
+            that together they have what one process would have had.
 
     Raises:
-        ValueError: no clip, or one with fewer than two frames.
+        ValueError: no clip, one with fewer than two frames, a share outside of [0, 1].
     """
 
     def __init__(
-        self, start: Tensor, length: Tensor, *, seed: int = 0, self_transition: float = 0.0
+        self,
+        start: Tensor,
+        length: Tensor,
+        *,
+        seed: int = 0,
+        self_transition: float = 0.0,
+        geometric: float | None = None,
+        cross_video: float = 0.0,
+        group: Tensor | None = None,
+        shard: tuple[int, int] = (0, 1),
     ):
         if len(start) == 0 or len(start) != len(length) or int(length.min()) < 2:
             raise ValueError(
                 f"VIPSampler wants clips of at least two frames; got {len(start)} clips of "
                 f"{length.tolist()[:8]} frames."
             )
+        for name, share in (("self_transition", self_transition), ("cross_video", cross_video)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is {share}; wanted a share in [0, 1].")
+        if geometric is not None and not 0 < geometric < 1:
+            raise ValueError(f"geometric is {geometric}; wanted None or a number in (0, 1).")
         self.start, self.length = start, length
         self.seed = seed
         self.self_transition = self_transition
+        self.geometric = geometric
+        self.cross_video = cross_video
+        self.shard = shard
         self.step = 0
+        # Clips sorted by group: the mates of a clip are the run of self.sorted that it lies in.
+        group = torch.arange(len(start)) if group is None else group
+        self.sorted = group.argsort(stable=True)
+        _, member, size = group.unique(return_inverse=True, return_counts=True)
+        self.mates, self.first = size[member], (size.cumsum(0) - size)[member]
+        self.place = self.sorted.argsort() - self.first
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict]:
         """Rows of the storage, int64 ``[B, 4]``, and "reward" float32 ``[B]``."""
+        rank, processes = self.shard
         generator = generator_at(self.seed, self.step)
         self.step += 1
-        u = torch.rand(5, batch_size, generator=generator, dtype=torch.float64)
+        u = torch.rand(7, batch_size * processes, generator=generator, dtype=torch.float64)
+        u = u[:, rank * batch_size : (rank + 1) * batch_size]
         clip = (u[0] * len(self.start)).long()
         length = self.length[clip]
         i_0 = (u[1] * (length - 2).clamp(min=1)).long()
-        i_g = i_0 + 1 + (u[2] * (length - i_0 - 1)).long()
-        i_t = i_0 + (u[3] * (i_g - i_0)).long()
-        i_next = i_t + 1
+        if self.geometric is None:
+            i_g = i_0 + 1 + (u[2] * (length - i_0 - 1)).long()
+        else:
+            i_g = i_0 + 1 + (torch.log1p(-u[2]) / math.log(self.geometric)).long()
+            i_g = torch.minimum(i_g, length - 1)
+        crosses = (u[5] < self.cross_video) & (self.mates[clip] > 1)
+        i_t = i_0 + (u[3] * (torch.where(crosses, length - 1, i_g) - i_0)).long()
+        # Any mate but the clip itself: those from its own place on move up by one.
+        mate = (u[6] * (self.mates[clip] - 1)).long()
+        mate = self.sorted[
+            self.first[clip] + (mate + (mate >= self.place[clip])) % self.mates[clip]
+        ]
+        goal_clip = torch.where(crosses, mate, clip)
+        i_g = torch.where(crosses, self.length[mate] - 1, i_g)
+        goal = self.start[goal_clip] + i_g
+        o_0, o_t = self.start[clip] + i_0, self.start[clip] + i_t
         at_goal = u[4] < self.self_transition
-        i_t, i_next = torch.where(at_goal, i_g, i_t), torch.where(at_goal, i_g, i_next)
-        index = self.start[clip, None] + torch.stack([i_0, i_t, i_next, i_g], 1)
+        index = torch.stack(
+            [o_0, torch.where(at_goal, goal, o_t), torch.where(at_goal, goal, o_t + 1), goal], 1
+        )
         # The storage reads a flat list of rows; who asks for the batch folds it back to [B, 4].
         return index.flatten(), {"reward": at_goal.float().repeat_interleave(4) - 1}
 
@@ -97,25 +155,30 @@ def augment(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
     colour: float = 0.0,
+    shard: tuple[int, int] = (0, 1),
 ) -> Tensor:
     """One random resized crop, flip and colour change for all frames of a sub-clip, in one batch.
 
     Args:
         frames: uint8 ``[B, K, 3, S, S]``.
         generator: CPU generator of all draws.
-        scale: share of the image's area that the crop keeps.
+        scale: share of the image's area that the crop keeps; (1, 1) crops nothing.
         ratio: width / height of the crop.
         flip: probability of a left-right mirror image.
         colour: brightness, contrast and saturation change by a factor in [1 - colour, 1 + colour].
+        shard: (rank, number of processes), as in :class:`VIPSampler`.
 
     Returns:
         float32 ``[B, K, 3, S, S]`` in [0, 1].
     """
     b, k, _, size, _ = frames.shape
-    u = torch.rand(8, b, generator=generator)
+    rank, processes = shard
+    u = torch.rand(8, b * processes, generator=generator)[:, rank * b : (rank + 1) * b]
     area = scale[0] + u[0] * (scale[1] - scale[0])
     aspect = torch.exp(math.log(ratio[0]) + u[1] * math.log(ratio[1] / ratio[0]))
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    if scale[0] == 1:
+        width = height = torch.ones(b)
     # In grid_sample's coordinates the image spans [-1, 1]: a crop of relative width w has its
     # centre anywhere in [-(1 - w), 1 - w].
     x, y = (2 * u[2] - 1) * (1 - width), (2 * u[3] - 1) * (1 - height)

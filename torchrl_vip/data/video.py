@@ -1,8 +1,6 @@
-"""Video on disk to frames in memory-mapped storage, decoded once.
+"""Clips to frames in a TorchRL storage: decoded once into a memory-map, or at every draw.
 
-A source is a folder that holds, at any depth, video files and/or folders of numbered frames. Where
-it has an ``index.json`` or ``manifest.json`` (a list of objects with "file"), each clip's other
-entries become its labels.
+Both make a :class:`FrameTable`, whose storage gives uint8 frames of one size by their row.
 """
 
 from __future__ import annotations
@@ -14,94 +12,37 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from tensordict import MemoryMappedTensor, TensorDict
 from torch import Tensor
+from torchrl.data import Storage, TensorStorage, VideoClipRef, set_video_decoder_cache_size
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
+from torchrl_vip.data.sources import IMAGE_SUFFIXES, Clip
 from torchrl_vip.goals import read_image
 
-VIDEO_SUFFIXES = {".mp4", ".webm", ".gif", ".mkv", ".avi", ".mov", ".m4v"}
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
-
-@dataclass(frozen=True)
-class Clip:
-    """One video: a file, or a folder of numbered frames."""
-
-    path: Path
-    name: str
-    labels: dict = field(default_factory=dict, compare=False, hash=False)
-
-
-def find_clips(folder: str | Path) -> list[Clip]:
-    """All clips under a folder, sorted by name.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: a folder without any clip, or an index.json that is no such list.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} is no folder; wanted one that holds video files and/or folders of frames."
-        )
-    files = [
-        p
-        for p in folder.rglob("*")
-        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    ]
-    labels = {}
-    for index in sorted(p for p in files if p.name in ("index.json", "manifest.json")):
-        labels |= _read_labels(index)
-    paths = {p for p in files if p.suffix.lower() in VIDEO_SUFFIXES}
-    paths |= {p.parent for p in files if p.suffix.lower() in IMAGE_SUFFIXES}
-    if not paths:
-        raise ValueError(
-            f"{folder} holds no clip; wanted video files ({', '.join(sorted(VIDEO_SUFFIXES))}) "
-            "and/or folders of numbered frames (0.png, 1.png, ... or .jpg)."
-        )
-    return [
-        Clip(p, p.relative_to(folder).as_posix(), labels.get(p.resolve(), {}))
-        for p in sorted(paths)
-    ]
-
-
-def _read_labels(index: Path) -> dict[Path, dict]:
-    """Clip -> its labels, of one index.json or manifest.json."""
-    try:
-        entries = json.loads(index.read_text())
-        files = [index.parent / entry["file"] for entry in entries]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f'{index} cannot be used: wanted a list of objects with "file" ({error!r}).'
-        ) from error
-    labels = {}
-    for file, entry in zip(files, entries, strict=True):
-        # DROID's index lies beside the folder of its clips.
-        file = file if file.exists() else index.parent / "clips" / entry["file"]
-        labels[file.resolve()] = {k: v for k, v in entry.items() if k != "file"}
-    return labels
-
-
-def read_frames(path: str | Path) -> Iterator[Tensor]:
+def read_frames(path: str | Path, span: tuple[int, int] | None = None) -> Iterator[Tensor]:
     """Frames of a video file or of a folder of numbered frames, uint8 ``[3, H, W]``, in order.
+
+    Args:
+        span: only frames [first, end), as LeRobot v3 packs several episodes into one file.
 
     Raises:
         ValueError: it cannot be decoded.
     """
     path = Path(path)
     if path.is_dir():
-        files = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
-        # Numbers in a name count as numbers: 10.png comes after 9.png.
-        files.sort(key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p.name)])
-        for file in files:
+        for file in frame_files(path)[slice(*(span or (None,)))]:
             yield read_image(file).permute(2, 0, 1)
+        return
+    if span:
+        yield from decode_at(path, torch.arange(*span))
         return
     try:
         import av  # carries its own FFmpeg
@@ -116,8 +57,34 @@ def read_frames(path: str | Path) -> Iterator[Tensor]:
         raise ValueError(f"{path}: not a readable video ({error})") from error
 
 
-def read_clip(path: str | Path, size: int) -> Tensor:
-    """A whole clip at storage size: shorter side resized to ``size``, centre square.
+def frame_files(folder: Path) -> list[Path]:
+    """Images of a folder in the order of the numbers in their names: 10.png comes after 9.png."""
+    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(
+        files, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p.name)]
+    )
+
+
+def decode_at(path: Path, index: Tensor) -> Tensor:
+    """Frames ``index`` (int64 ``[N]``) of a video file, uint8 ``[N, 3, H, W]``.
+
+    Raises:
+        ValueError: it cannot be decoded, or has no such frame.
+    """
+    try:
+        return VideoClipRef(sources=str(path), frame_index=index).decode()
+    except (RuntimeError, ValueError, IndexError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ValueError(f"{path}: not a readable video ({reason})") from error
+
+
+def to_square(frames: Tensor, size: int) -> Tensor:
+    """``[*B, 3, H, W]`` at storage size: shorter side resized to ``size``, centre square."""
+    return F.center_crop(F.resize(frames, [size], antialias=True), [size, size])
+
+
+def read_clip(clip: Clip, size: int) -> Tensor:
+    """A whole clip at storage size.
 
     Returns:
         uint8 ``[T, 3, size, size]``.
@@ -125,28 +92,28 @@ def read_clip(path: str | Path, size: int) -> Tensor:
     Raises:
         ValueError: it cannot be decoded, or has fewer than two frames.
     """
-    frames = [
-        F.center_crop(F.resize(frame, [size], antialias=True), [size, size])
-        for frame in read_frames(path)
-    ]
+    try:
+        frames = [to_square(frame, size) for frame in read_frames(clip.path, clip.span)]
+    except OSError as error:  # the folder of frames itself
+        raise ValueError(f"{clip.path}: {error.strerror or error}") from error
     if len(frames) < 2:
-        raise ValueError(f"{path}: {len(frames)} frame(s), a clip needs two or more")
+        raise ValueError(f"{clip.path}: {len(frames)} frame(s), a clip needs two or more")
     return torch.stack(frames)
 
 
 @dataclass
 class FrameTable:
-    """Decoded clips: ``data["pixels"][start[i] : start[i] + length[i]]`` is clip i.
+    """Clips as rows of a storage: rows ``start[i]`` to ``start[i] + length[i]`` are clip i.
 
     Attributes:
-        data: memory-mapped TensorDict ``[N]`` with "pixels" uint8 ``[N, 3, S, S]``; it may hold
-            frames of other clips too.
+        storage: its rows are TensorDicts with "pixels" uint8 ``[3, S, S]``; it may hold frames of
+            other clips too.
         clips: the clips that could be read.
         start, length: int64 ``[len(clips)]``.
         skipped: clip name -> why it could not be read.
     """
 
-    data: TensorDict
+    storage: Storage
     clips: list[Clip]
     start: Tensor
     length: Tensor
@@ -155,7 +122,7 @@ class FrameTable:
     def clip_frames(self, i: int) -> Tensor:
         """uint8 ``[T, 3, S, S]`` of clip i."""
         start, length = int(self.start[i]), int(self.length[i])
-        return self.data["pixels"][start : start + length]
+        return self.storage.get(torch.arange(start, start + length))["pixels"]
 
 
 def decode_once(
@@ -234,7 +201,7 @@ def decode_once(
         raise ValueError(f"none of {len(clips)} clips could be read:\n{reasons}")
     frames = MemoryMappedTensor.from_filename(str(pixels), torch.uint8, (total, 3, size, size))
     return FrameTable(
-        data=TensorDict({"pixels": frames}, batch_size=[total]),
+        storage=TensorStorage(TensorDict({"pixels": frames}, batch_size=[total])),
         clips=[clips[i] for i in good],
         start=torch.tensor([entries[i]["start"] for i in good]),
         length=torch.tensor([entries[i]["frames"] for i in good]),
@@ -244,15 +211,121 @@ def decode_once(
 
 def _try_read(clip: Clip, size: int) -> Tensor | str:
     try:
-        return read_clip(clip.path, size)
+        return read_clip(clip, size)
     except ValueError as error:
         return str(error)
 
 
 def _fingerprint(clip: Clip) -> str:
     files = sorted(clip.path.iterdir()) if clip.path.is_dir() else [clip.path]
-    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return hashlib.sha256(repr((str(clip.path.resolve()), stats)).encode()).hexdigest()[:16]
+    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
+    known = (str(clip.path.resolve()), stats, *([clip.span] if clip.span else []))
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+
+
+class LazyVideoStorage(Storage):
+    """Rows that are decoded when they are read, for sets larger than the disk.
+
+    A frame of a video costs decoding from the key frame before it: slow where key frames are rare.
+
+    Args:
+        clips: video files and folders of frames.
+        start, length: int64 ``[len(clips)]``, first row and number of rows of each.
+        size: side of the frames, in pixels.
+    """
+
+    def __init__(self, clips: Sequence[Clip], start: Tensor, length: Tensor, size: int):
+        super().__init__(max_size=int(length.sum()))
+        self.clips, self.start, self.length, self.size = list(clips), start, length, size
+
+    def get(self, index: Tensor | int | Sequence[int]) -> TensorDict:
+        """TensorDict ``[N]`` with "pixels" uint8 ``[N, 3, S, S]``."""
+        rows = torch.as_tensor(index)
+        flat = rows.reshape(-1)
+        owner = torch.searchsorted(self.start, flat, right=True) - 1
+        pixels = torch.empty(len(flat), 3, self.size, self.size, dtype=torch.uint8)
+        for i in owner.unique().tolist():
+            mine = (owner == i).nonzero()[:, 0]
+            clip = self.clips[i]
+            frame = flat[mine] - self.start[i] + (clip.span[0] if clip.span else 0)
+            if clip.path.is_dir():
+                files = frame_files(clip.path)
+                frames = [read_image(files[j]).permute(2, 0, 1) for j in frame.tolist()]
+            else:
+                frames = decode_at(clip.path, frame)
+            pixels[mine] = torch.stack([to_square(f, self.size) for f in frames])
+        return TensorDict({"pixels": pixels.reshape(*rows.shape, *pixels.shape[1:])}, rows.shape)
+
+    def set(self, *args, **kwargs) -> None:
+        raise TypeError("LazyVideoStorage reads files and cannot be written.")
+
+    def __len__(self) -> int:
+        return int(self.length.sum())
+
+    def contains(self, item: Tensor | int) -> Tensor:
+        return (torch.as_tensor(item) >= 0) & (torch.as_tensor(item) < len(self))
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state_dict: dict) -> None: ...
+
+    def dumps(self, path) -> None: ...
+
+    def loads(self, path) -> None: ...
+
+    def _empty(self) -> None: ...
+
+
+def decode_lazily(
+    clips: Sequence[Clip], size: int, *, workers: int = 2, progress: bool = True
+) -> FrameTable:
+    """Clips behind a :class:`LazyVideoStorage`; only their numbers of frames are read now.
+
+    Raises:
+        ValueError: no clip could be read.
+    """
+    set_video_decoder_cache_size(64)  # open decoders, of TorchRL's default 8
+    with ThreadPoolExecutor(workers) as pool:
+        counts = list(
+            tqdm(
+                pool.map(_try_count, clips),
+                total=len(clips),
+                desc="opening",
+                unit="clip",
+                disable=not progress,
+            )
+        )
+    good = [i for i, count in enumerate(counts) if isinstance(count, int)]
+    skipped = {clips[i].name: c for i, c in enumerate(counts) if isinstance(c, str)}
+    if not good:
+        reasons = "\n".join(f"  {reason}" for reason in skipped.values())
+        raise ValueError(f"none of {len(clips)} clips could be read:\n{reasons}")
+    length = torch.tensor([counts[i] for i in good])
+    start = length.cumsum(0) - length
+    kept = [clips[i] for i in good]
+    return FrameTable(LazyVideoStorage(kept, start, length, size), kept, start, length, skipped)
+
+
+def _try_count(clip: Clip) -> int | str:
+    """Number of frames of a clip whose first and last frame can be read, or why not."""
+    try:
+        if clip.path.is_dir():
+            count = len(frame_files(clip.path)[slice(*(clip.span or (None,)))])
+        else:
+            count = len(VideoClipRef(str(clip.path)))
+            if clip.span and count < clip.span[1]:
+                return f"{clip.path}: {count} frames, frames {clip.span} wanted"
+            first, end = clip.span or (0, count)
+            count = end - first
+            if count >= 2:
+                decode_at(clip.path, torch.tensor([first, end - 1]))
+        if count < 2:
+            return f"{clip.path}: {count} frame(s), a clip needs two or more"
+        return count
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()
+        return f"{clip.path}: not a readable video ({reason[0] if reason else error!r})"
 
 
 def write_video(path: str | Path, frames: np.ndarray | Tensor, fps: int = 20) -> Path:

@@ -56,3 +56,15 @@ def bootstrap(
     samples = statistic(values[draws], axis=1)
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return float(statistic(values)), float(low), float(high)
+
+
+def effective_rank(z: np.ndarray) -> float:
+    """How many directions embeddings ``[N, D]`` use (Roy & Vetterli, 2007); in [1, min(N, D)].
+
+    The exponential of the entropy of their normalised singular values, about their mean.
+    """
+    values = np.linalg.svd(z - z.mean(0), compute_uv=False)
+    if values.sum() == 0:
+        return 1.0
+    share = values / values.sum()
+    return float(np.exp(-np.sum(share * np.log(share + 1e-12))))

@@ -1,5 +1,6 @@
 """Command line of value-implicit pre-training; every field is in config.yaml beside this file."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -21,8 +22,17 @@ def main(config: DictConfig) -> None:
         sys.exit(f"missing {', '.join(f'{k}=...' for k in sorted(missing))}; see --help.")
     try:
         final = pretrain(OmegaConf.to_container(config, resolve=True))
-    except (ValueError, FileNotFoundError, CheckpointError) as error:
+    except (ValueError, OSError, CheckpointError) as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            raise
+        sys.exit(
+            f"error: process {os.environ['RANK']} lost the others ({str(error).splitlines()[0]}). "
+            "Run the same command again: it goes on from the last checkpoint."
+        )
+    if int(os.environ.get("RANK", 0)):
+        return
     print(f'done: load_vip("{final}")')
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torchrl_vip.encoders import ENCODERS
 def check(config: dict[str, Any]) -> None:
     """Refuse impossible values before any work; ValueError names the field, value and wish."""
     known = yaml.safe_load(Path(__file__).with_name("config.yaml").read_text())
+    del known["defaults"]
     for got, wanted, prefix in ((config, known, ""), (config["data"], known["data"], "data.")):
         if wrong := sorted(prefix + key for key in set(got) ^ set(wanted)):
             raise ValueError(f"unknown or missing fields {', '.join(wrong)}; see config.yaml.")
@@ -41,6 +43,21 @@ def check(config: dict[str, Any]) -> None:
         "l2": real(config["l2"], 0),
         "gamma": real(config["gamma"], tiny, 1 - 1e-12),
         "num_negatives": whole(config["num_negatives"], 0),
+        "distillation": real(config["distillation"], 0),
+        "ema": real(config["ema"], 0, 1) and config["ema"] < 1,
+        "loss": config["loss"] in ("vip", "tcn", "triplet"),
+        "negatives": config["negatives"] in ("code", "paper"),
+        "geometric": config["geometric"] is None
+        or (real(config["geometric"], tiny, 1) and config["geometric"] < 1),
+        "cross_video": real(config["cross_video"], 0, 1),
+        "keep_checkpoints": whole(config["keep_checkpoints"], 1),
+        "loggers": isinstance(config["loggers"], list)
+        and set(config["loggers"]) <= {"csv", "tensorboard", "wandb", "mlflow", "trackio"},
+        **{
+            flag: isinstance(config[flag], bool)
+            for flag in ("clamp", "compile", "freeze_batch_norm", "resume", "progress")
+        },
+        "data.decode": data["decode"] in ("once", "lazily"),
         "self_transition": real(config["self_transition"], 0, 1),
         "flip": real(config["flip"], 0, 1),
         "colour": real(config["colour"], 0, 1) and config["colour"] < 1,
@@ -60,9 +77,18 @@ def check(config: dict[str, Any]) -> None:
         if not is_good:
             value = data[key[5:]] if key.startswith("data.") else config[key]
             raise ValueError(f"{key}={value} cannot be; see its comment in config.yaml.")
-    if config["encoder"] not in ENCODERS and not Path(str(config["encoder"])).exists():
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if config["batch_size"] % processes:
         raise ValueError(
-            f"encoder={config['encoder']} is neither one of {', '.join(ENCODERS)} nor a checkpoint."
+            f"batch_size={config['batch_size']} does not divide over {processes} processes."
+        )
+    if (
+        config["encoder"] not in (*ENCODERS, "bundled")
+        and not Path(str(config["encoder"])).exists()
+    ):
+        raise ValueError(
+            f"encoder={config['encoder']} is neither one of {', '.join(ENCODERS)}, nor bundled, "
+            "nor a checkpoint."
         )
     pick_device(config["device"])
 

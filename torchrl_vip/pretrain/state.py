@@ -1,58 +1,136 @@
-"""What a run keeps on disk so that it can be killed at any moment: its checkpoint and its log."""
+"""What a run keeps on disk so that it can be killed at any moment: its checkpoints and its log."""
 
 from __future__ import annotations
 
 import csv
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torchrl.record.loggers import get_logger
 
 from torchrl_vip.weights import CheckpointError
 
 
-def save_state(path: Path, step: int, **parts) -> None:
-    """Write a training checkpoint; a reader finds the old one or the new one, never a part."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(
-            {"step": step, **{name: part.state_dict() for name, part in parts.items()}}, file
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+class Checkpoints:
+    """``folder/step_<n>.pt``, the newest ``keep`` of them; each appears whole or not at all.
 
-
-def load_state(path: Path, device: torch.device, **parts) -> int:
-    """Restore what :func:`save_state` wrote; returns its step, or 0 where there is no file.
-
-    Raises:
-        CheckpointError: the file is damaged, or of another network.
+    Args:
+        folder: made if need be.
+        keep: how many stay, at least 1.
+        parts: what is saved and restored, by its state_dict.
     """
-    if not path.exists():
+
+    def __init__(self, folder: Path, keep: int, **parts: Any):
+        self.folder, self.keep, self.parts = folder, keep, parts
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, the newest first."""
+        stems = [path.stem.removeprefix("step_") for path in self.folder.glob("step_*.pt")]
+        return sorted((int(stem) for stem in stems if stem.isdigit()), reverse=True)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}.pt"
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint, then delete the oldest.
+
+        Raises:
+            OSError: the disk is full or the folder not writable; what was there before stays.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.path(step).with_suffix(".tmp")
+        try:
+            with open(temporary, "wb") as file:
+                state = {name: part.state_dict() for name, part in self.parts.items()}
+                torch.save({"step": step, **state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch's writer has its own type
+            temporary.unlink(missing_ok=True)
+            older = self.steps()
+            kept = f"the checkpoint of step {older[0]} is kept" if older else "there is none yet"
+            raise OSError(
+                f"the checkpoint of step {step} could not be written to {self.folder} ({error}); "
+                f"{kept}. Make room, then run the same command again."
+            ) from error
+        os.replace(temporary, self.path(step))
+        for old in self.steps()[self.keep :]:
+            self.path(old).unlink(missing_ok=True)
+
+    def load(self, device: torch.device) -> int:
+        """Restore the newest checkpoint that can be read; returns its step, 0 where there is none.
+
+        Raises:
+            CheckpointError: all are damaged, or the newest is of another network.
+        """
+        for leftover in self.folder.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)
+        remedy = "Delete it, or pass resume=false, to start from step 0."
+        damaged = []
+        for step in self.steps():
+            path = self.path(step)
+            try:
+                state = torch.load(path, map_location=device, weights_only=True)
+                states = {name: state[name] for name in self.parts}
+            except Exception as error:  # torch.load raises many types for a bad file
+                damaged.append(path)
+                print(f"{path} is damaged ({type(error).__name__}): skipped", file=sys.stderr)
+                continue
+            try:
+                for name, part in self.parts.items():
+                    part.load_state_dict(states[name])
+            except (RuntimeError, ValueError) as error:
+                raise CheckpointError(
+                    f"{path} is of another network than encoder, dim and image_size say. {remedy}"
+                ) from error
+            return step
+        if damaged:
+            raise CheckpointError(
+                f"{damaged[0]} is no readable training checkpoint (damaged?), and there is no older "
+                f"one. {remedy}"
+            )
         return 0
-    remedy = "Delete it, or pass resume=false, to start from step 0."
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        first, states = int(state["step"]), {name: state[name] for name in parts}
-    except Exception as error:  # torch.load raises many types for a bad file
-        raise CheckpointError(
-            f"{path} is no readable training checkpoint (damaged?). {remedy}"
-        ) from error
-    try:
-        for name, part in parts.items():
-            part.load_state_dict(states[name])
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is of another network than encoder, dim and image_size say. {remedy}"
-        ) from error
-    return first
+
+    def clear(self) -> None:
+        """Delete all: a run that starts anew is never resumed from them by accident."""
+        for path in self.folder.glob("step_*.*"):
+            path.unlink()
+
+
+class Best:
+    """The highest value of the validation metric so far, kept through a resume."""
+
+    def __init__(self):
+        self.value = float("-inf")
+
+    def improved(self, value: float | None) -> bool:
+        """Whether ``value`` is above all before it; it is remembered."""
+        if value is None or not value > self.value:
+            return False
+        self.value = value
+        return True
+
+    def state_dict(self) -> dict:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.value = state["value"]
 
 
 class MetricsLog:
-    """metrics.csv in long form: step, metric, value. Rows after ``first`` are dropped."""
+    """metrics.csv in long form (step, metric, value), and TorchRL's loggers beside it.
 
-    def __init__(self, path: Path, first: int):
+    Args:
+        path: of metrics.csv; rows after ``first`` are dropped, as they will be written again.
+        first: the step that the run goes on from.
+        loggers: of "csv", "tensorboard", "wandb" and TorchRL's others; they write to logs/.
+    """
+
+    def __init__(self, path: Path, first: int, loggers: Sequence[str] = ()):
         rows = []
         if path.exists() and first:
             with open(path, newline="") as file:
@@ -65,6 +143,14 @@ class MetricsLog:
         os.replace(temporary, path)
         self.file = open(path, "a", newline="", buffering=1)
         self.writer = csv.writer(self.file)
+        folder, name = path.parent / "logs", path.parent.resolve().name
+        self.loggers = [get_logger(kind, str(folder / kind), name) for kind in loggers]
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
+    def write(
+        self, step: int, metrics: dict[str, float], timing: dict[str, float] | None = None
+    ) -> None:
+        """Log scalars; ``timing`` goes to the loggers alone, so that metrics.csv is reproducible."""
         self.writer.writerows([step, key, f"{value:.6g}"] for key, value in metrics.items())
+        for logger in self.loggers:
+            for key, value in {**metrics, **(timing or {})}.items():
+                logger.log_scalar(key, value, step=step)

@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from tensordict import TensorDict
-from torch import nn
-from torchrl.data import TensorDictReplayBuffer, TensorStorage
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchrl.data import TensorDictReplayBuffer
 from tqdm import tqdm
 
 from torchrl_vip.data.sampler import VIPSampler, augment, generator_at
-from torchrl_vip.data.video import Clip, FrameTable, decode_once, find_clips
+from torchrl_vip.data.sources import Clip, find_clips
+from torchrl_vip.data.video import FrameTable, decode_lazily, decode_once
 from torchrl_vip.encoders import ENCODERS, VIPEncoder, native_bfloat16
 from torchrl_vip.functional import resize_size
-from torchrl_vip.losses import VIPLoss
+from torchrl_vip.losses import EmbeddingLoss, TCNLoss, TripletLoss, VIPLoss
+from torchrl_vip.pretrain import processes
 from torchrl_vip.pretrain.check import check, pick_device
-from torchrl_vip.pretrain.state import MetricsLog, load_state, save_state
+from torchrl_vip.pretrain.distillation import Distillation
+from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog
 from torchrl_vip.pretrain.validation import plot_curves, reward_calibration, validate
 from torchrl_vip.weights import load_vip, save_vip
 
@@ -38,127 +46,240 @@ def pretrain(config: dict[str, Any]) -> Path:
     Raises:
         ValueError: a field that cannot be; no clip to train on.
         FileNotFoundError: ``data.path`` is no folder.
-        CheckpointError: the last checkpoint in ``out_dir`` is damaged or of another network.
+        CheckpointError: the checkpoints in ``out_dir`` are damaged or of another network.
+        OSError: the disk is full or not writable; the last checkpoint stays.
     """
     check(config)
     split = choose_clips(config["data"])  # a wrong path is an error before anything is written
-    out, total = Path(config["out_dir"]), config["steps"]
-    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    device = pick_device(config["device"])
+    shard = rank, _ = processes.start(device)
+    out, total, first_process = Path(config["out_dir"]), config["steps"], rank == 0
+    out.mkdir(parents=True, exist_ok=True)
+    if first_process:
+        (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
     torch.manual_seed(config["seed"])
-    device = pick_device(config["device"])
     encoder = make_encoder(config).to(device, memory_format=torch.channels_last)
-    train_table, validation_table = load_data(split, encoder.image_size, config)
-    buffer = make_buffer(train_table, config)
+    train_table, validation_table = load_data(split, encoder.image_size, config, first_process)
+    buffer = make_buffer(train_table, config, shard)
     objective = make_objective(encoder, config)
-    optimizer = torch.optim.Adam(
-        encoder.parameters(), lr=config["lr"], weight_decay=config["weight_decay"]
+    trained = nn.ModuleDict({"encoder": encoder})
+    bfloat16 = config["precision"] == "bfloat16" or (
+        config["precision"] == "auto" and native_bfloat16(device)
     )
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    if config["distillation"]:
+        trained["distillation"] = Distillation(encoder, dtype).to(device)
+    set_training = freeze(encoder, config["freeze_below"], config["freeze_batch_norm"])
+    parameters = [p for p in trained.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=config["lr"], weight_decay=config["weight_decay"])
     schedule = make_schedule(optimizer, config)
-    parts = {"encoder": encoder, "optimizer": optimizer, "schedule": schedule}
-    checkpoint = out / "checkpoints" / "last.pt"
-    first = load_state(checkpoint, device, **parts) if config["resume"] else 0
-    if first == 0:
-        checkpoint.unlink(missing_ok=True)  # resume=false: never to be resumed by accident
-    else:
-        print(f"resumed from step {first} of {total} ({checkpoint})")
+    averaged = AveragedModel(
+        encoder, multi_avg_fn=get_ema_multi_avg_fn(config["ema"]), use_buffers=True
+    )
+    best = Best()
+    checkpoints = Checkpoints(
+        out / "checkpoints",
+        config["keep_checkpoints"],
+        trained=trained,
+        averaged=averaged,
+        optimizer=optimizer,
+        schedule=schedule,
+        best=best,
+    )
+    first = checkpoints.load(device) if config["resume"] else 0
+    processes.wait()  # nobody deletes or writes before all have read
+    if first_process:
+        if first == 0:
+            checkpoints.clear()
+        else:
+            print(f"resumed from step {first} of {total} ({checkpoints.path(first)})")
     buffer.sampler.step = first
-    log = MetricsLog(out / "metrics.csv", first)
-    if first == 0:
-        log.write(0, validate(encoder, validation_table, config))
+    log = MetricsLog(out / "metrics.csv", first, config["loggers"]) if first_process else None
+    measure = partial(
+        validate, objective=objective, table=validation_table, config=config, dtype=dtype
+    )
+    if first == 0 and log:
+        log.write(0, measure(encoder))
 
     steps = tqdm(
         range(first, total),
         initial=first,
         total=total,
         desc="training",
-        disable=not config["progress"],
+        disable=not (config["progress"] and first_process),
     )
+    waited, since = 0.0, time.perf_counter()
     for step in steps:
-        batch = draw_batch(buffer, step, device, config)
-        losses = forward(objective, batch, step, config)
+        asked = time.perf_counter()
+        batch = buffer.sample().reshape(-1, 4)
+        waited += time.perf_counter() - asked
+        batch = prepare(batch, step, device, config, shard)
+        set_training()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            losses = forward(objective, trained, batch, step, config)
         loss = sum(value for key, value in losses.items() if key.startswith("loss_"))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(encoder.parameters(), config["grad_clip"])
+        processes.average_gradients(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, config["grad_clip"])
         optimizer.step()
         schedule.step()
+        averaged.update_parameters(encoder)
 
         done, value = step + 1, loss.item()
         if not math.isfinite(value):
             raise ValueError(f"the loss is {value} at step {done}: lower lr ({config['lr']}).")
+        if not log:
+            continue
         if done % 10 == 0 or done == total:
             row = {"loss": value, "gradient_norm": norm.item(), "lr": schedule.get_last_lr()[0]}
-            log.write(done, row | {key: metric.item() for key, metric in losses.items()})
-            steps.set_postfix(loss=f"{value:.3f}")
+            share = waited / (time.perf_counter() - since)
+            waited, since = 0.0, time.perf_counter()
+            row |= {key: metric.item() for key, metric in losses.items()}
+            log.write(done, row, timing={"waiting_share": share})
+            steps.set_postfix(loss=f"{value:.3f}", waiting=f"{share:.0%}")
         if done % config["validate_every"] == 0 or done == total:
-            log.write(done, validate(encoder, validation_table, config))
+            metrics = measure(averaged.module)
+            log.write(done, metrics)
             plot_curves(out / "metrics.csv", out / "curves.png")
+            if best.improved(metrics.get(config["best"])):
+                describe(averaged.module, config, train_table)
+                save_vip(averaged.module, out / "best")
         if done % config["checkpoint_every"] == 0 or done == total:
-            save_state(checkpoint, step=done, **parts)
+            checkpoints.save(done)
 
-    encoder.eval()
-    encoder.config.update(
-        # No folder of this machine travels with the weights: of "encoder" only the network's name.
-        training={k: v for k, v in config.items() if k not in ("out_dir", "data", "progress")}
-        | {"encoder": encoder.name},
-        training_clips=len(train_table.clips),
-        training_frames=int(train_table.length.sum()),
-        **reward_calibration(encoder, train_table),
-    )
-    return save_vip(encoder, out / "final")
+    if first_process:
+        describe(averaged.module.eval(), config, train_table)
+        save_vip(averaged.module, out / "final")
+    processes.stop()
+    return out / "final"
 
 
-def draw_batch(
-    buffer: TensorDictReplayBuffer, step: int, device: torch.device, config: dict[str, Any]
+def prepare(
+    batch: TensorDict,
+    step: int,
+    device: torch.device,
+    config: dict[str, Any],
+    shard: tuple[int, int] = (0, 1),
 ) -> TensorDict:
     """Augmented sub-clips ``[B]``: "pixels" float ``[B, 4, 3, S, S]`` and "reward" ``[B]``."""
-    batch = buffer.sample().reshape(-1, 4)
     crops = augment(
         batch["pixels"].to(device),
         generator_at(config["seed"], step, stream=1),
         scale=tuple(config["crop_scale"]),
         flip=config["flip"],
         colour=config["colour"],
+        shard=shard,
     )
     return batch.select("reward")[:, 0].to(device).set("pixels", crops)
 
 
-def forward(objective: VIPLoss, batch: TensorDict, step: int, config: dict[str, Any]) -> TensorDict:
+def forward(
+    objective: EmbeddingLoss,
+    trained: nn.ModuleDict,
+    batch: TensorDict,
+    step: int,
+    config: dict[str, Any],
+) -> TensorDict:
     """Losses and metrics of a batch, with the permutations of this step."""
-    objective.generator.manual_seed(generator_at(config["seed"], step, stream=2).initial_seed())
-    objective.encoder.train()  # validation may have left it in evaluation mode
-    device = batch["pixels"].device
-    bfloat16 = config["precision"] == "bfloat16" or (
-        config["precision"] == "auto" and native_bfloat16(device)
-    )
-    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-        return objective(batch)
+    if isinstance(objective, VIPLoss):
+        seed = generator_at(config["seed"], step, stream=2).initial_seed()
+        objective.generator.manual_seed(seed)
+    losses = objective(batch)
+    if "distillation" in trained:
+        imitation = trained["distillation"](batch["pixels"])
+        losses["loss_distillation"] = config["distillation"] * imitation
+    return losses
 
 
-def make_buffer(table: FrameTable, config: dict[str, Any]) -> TensorDictReplayBuffer:
+def freeze(encoder: VIPEncoder, below: str | None, batch_norm: bool) -> Callable[[], None]:
+    """Take the backbone's children before ``below``, and batch statistics, out of training.
+
+    Returns:
+        What to call before every step: it puts the encoder in training mode, but for those.
+
+    Raises:
+        ValueError: the backbone has no such child.
+    """
+    still = []
+    if below is not None:
+        children = dict(encoder.backbone.named_children())
+        if below not in children:
+            raise ValueError(
+                f"freeze_below={below}: the backbone's children are {', '.join(children)}."
+            )
+        still = list(children.values())[: list(children).index(below)]
+        for module in still:
+            module.requires_grad_(False)
+    if batch_norm:
+        still += [module for module in encoder.modules() if isinstance(module, _BatchNorm)]
+
+    def set_training() -> None:
+        encoder.train()  # validation may have left it in evaluation mode
+        for module in still:
+            module.eval()
+
+    return set_training
+
+
+def describe(encoder: VIPEncoder, config: dict[str, Any], table: FrameTable) -> None:
+    """What config.json says of the weights: how they were made, and the reward's scale."""
+    # No folder of this machine travels with the weights: of "encoder" only the network's name.
+    training = {k: v for k, v in config.items() if k not in ("out_dir", "data", "progress")}
+    encoder.config = {
+        "training": training | {"encoder": encoder.name},
+        "training_clips": len(table.clips),
+        "training_frames": int(table.length.sum()),
+        **reward_calibration(encoder, table),
+    }
+
+
+def make_buffer(
+    table: FrameTable, config: dict[str, Any], shard: tuple[int, int] = (0, 1)
+) -> TensorDictReplayBuffer:
+    """A replay buffer over the frames; "batch_size" clips over all processes."""
     return TensorDictReplayBuffer(
-        storage=TensorStorage(table.data),
+        storage=table.storage,
         sampler=VIPSampler(
             table.start,
             table.length,
             seed=config["seed"],
             self_transition=config["self_transition"],
+            geometric=config["geometric"],
+            cross_video=config["cross_video"],
+            group=task_numbers(table.clips),
+            shard=shard,
         ),
-        batch_size=config["batch_size"],
+        batch_size=config["batch_size"] // shard[1],
         prefetch=1,  # one thread: several would reorder the draws
     )
 
 
-def make_objective(encoder: VIPEncoder, config: dict[str, Any]) -> VIPLoss:
+def task_numbers(clips: list[Clip]) -> Tensor:
+    """int64 ``[V]``: clips with the same "group", or else "task", have the same number."""
+    names = [
+        str(clip.labels.get("group") or clip.labels.get("task") or ("clip", i))
+        for i, clip in enumerate(clips)
+    ]
+    number = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([number[name] for name in names])
+
+
+def make_objective(encoder: VIPEncoder, config: dict[str, Any]) -> EmbeddingLoss:
+    """The loss module of ``config["loss"]``, over the encoder, compiled where asked for."""
+    network = torch.compile(encoder) if config["compile"] else encoder
+    penalties = {"l1": config["l1"], "l2": config["l2"]}
+    if config["loss"] != "vip":
+        return {"tcn": TCNLoss, "triplet": TripletLoss}[config["loss"]](network, **penalties)
     return VIPLoss(
-        encoder,
+        network,
         gamma=config["gamma"],
         num_negatives=config["num_negatives"],
-        l1=config["l1"],
-        l2=config["l2"],
+        negatives=config["negatives"],
+        clamp=config["clamp"],
         generator=torch.Generator(),
+        **penalties,
     )
 
 
@@ -175,7 +296,7 @@ def make_schedule(
 def make_encoder(config: dict[str, Any]) -> VIPEncoder:
     if config["encoder"] in ENCODERS:
         return VIPEncoder(config["encoder"], dim=config["dim"], image_size=config["image_size"])
-    return load_vip(config["encoder"])
+    return load_vip(None if config["encoder"] == "bundled" else config["encoder"])
 
 
 def choose_clips(data: dict[str, Any]) -> tuple[list[Clip], list[Clip]]:
@@ -191,26 +312,30 @@ def choose_clips(data: dict[str, Any]) -> tuple[list[Clip], list[Clip]]:
 
 
 def load_data(
-    split: tuple[list[Clip], list[Clip]], image_size: int, config: dict[str, Any]
+    split: tuple[list[Clip], list[Clip]],
+    image_size: int,
+    config: dict[str, Any],
+    speak: bool = True,
 ) -> tuple[FrameTable, FrameTable | None]:
-    """Decoded training and validation clips; says how many, and which could not be read."""
+    """Training and validation clips in storages; says how many, and which could not be read."""
     data, tables = config["data"], []
     for kind, clips in zip(("training", "validation"), split, strict=True):
         if not clips:
             tables.append(None)
             continue
-        table = decode_once(
-            clips,
-            resize_size(image_size),
-            data["cache"] or Path(config["out_dir"]) / "frames",
-            workers=data["workers"],
-            progress=config["progress"],
-        )
+        options = {"workers": data["workers"], "progress": config["progress"] and speak}
+        if data["decode"] == "lazily":
+            table = decode_lazily(clips, resize_size(image_size), **options)
+        else:
+            cache = data["cache"] or Path(config["out_dir"]) / "frames"
+            table = decode_once(clips, resize_size(image_size), cache, **options)
+        tables.append(table)
+        if not speak:
+            continue
         print(f"{kind}: {len(table.clips)} clips, {int(table.length.sum())} frames")
         if table.skipped:
             print(f"skipped {len(table.skipped)} of them that could not be read:")
             print("\n".join(f"  {reason}" for reason in table.skipped.values()))
-        tables.append(table)
     return tables[0], tables[1]
 
 

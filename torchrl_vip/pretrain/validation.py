@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchrl_vip.data.sampler import VIPSampler
 from torchrl_vip.data.video import FrameTable
 from torchrl_vip.encoders import FrozenEncoder, VIPEncoder
 from torchrl_vip.evaluation.clips import LabelledClip, embed_clips, score_groups, summarise
+from torchrl_vip.evaluation.metrics import effective_rank
+from torchrl_vip.losses import EmbeddingLoss, VIPLoss
 
 
 def labelled_clips(table: FrameTable, most: int | None = None) -> list[LabelledClip]:
@@ -33,14 +36,45 @@ def labelled_clips(table: FrameTable, most: int | None = None) -> list[LabelledC
 
 
 def validate(
-    encoder: VIPEncoder, table: FrameTable | None, config: dict[str, Any]
+    encoder: VIPEncoder,
+    objective: EmbeddingLoss,
+    table: FrameTable | None,
+    config: dict[str, Any],
+    dtype: torch.dtype,
 ) -> dict[str, float]:
-    """Mean metrics over validation groups, as ``validation/<metric>``; empty without clips."""
+    """Metrics on validation clips, as ``validation/<metric>``; empty without clips.
+
+    The means over groups of :func:`torchrl_vip.evaluation.clips.score_groups`, the objective's loss
+    on one fixed draw without augmentation, the embedding's mean norm and effective rank.
+    """
     if table is None:
         return {}
     clips = labelled_clips(table, config["validation_clips"])
-    scores = summarise(score_groups(embed_clips(FrozenEncoder(encoder), clips), clips))
-    return {f"validation/{metric}": mean for metric, (mean, *_) in scores.items()}
+    frozen = FrozenEncoder(encoder, dtype=dtype)
+    z = embed_clips(frozen, clips)
+    metrics = {name: mean for name, (mean, *_) in summarise(score_groups(z, clips)).items()}
+    frames = np.concatenate(z)
+    metrics["embedding_norm"] = float(np.linalg.norm(frames, axis=-1).mean())
+    # Some frames will do: the cost grows with the square of the dimension.
+    metrics["effective_rank"] = effective_rank(frames[:: max(1, len(frames) // 2000)])
+    metrics["loss"] = validation_loss(frozen, objective, table, config)
+    return {f"validation/{name}": value for name, value in metrics.items()}
+
+
+@torch.no_grad()
+def validation_loss(
+    encoder: FrozenEncoder, objective: EmbeddingLoss, table: FrameTable, config: dict[str, Any]
+) -> float:
+    """The objective without penalties on the same sub-clips each time; this process's own."""
+    sampler = VIPSampler(
+        table.start, table.length, self_transition=config["self_transition"], seed=0
+    )
+    index, info = sampler.sample(table.storage, 64)
+    z = encoder(table.storage.get(index)["pixels"]).unflatten(0, (-1, 4))
+    if isinstance(objective, VIPLoss):
+        objective.generator.manual_seed(0)
+    loss, _ = objective.objective(z, info["reward"].view(-1, 4)[:, 0].to(z.device))
+    return loss.item()
 
 
 def reward_calibration(encoder: VIPEncoder, table: FrameTable, most: int = 200) -> dict[str, float]:

@@ -1,0 +1,204 @@
+"""Sources of clips: folders, Ego4D manifests, LeRobot datasets; and the two ways to store them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.clips import greys, ramp, write_folder
+from torchrl_vip.data.sources import find_clips
+from torchrl_vip.data.video import decode_lazily, decode_once, read_clip, write_video
+
+# --- find_clips -----------------------------------------------------------------------------------
+
+
+def test_videos_and_nested_folders_are_found_sorted_and_hidden_ones_are_not(tmp_path: Path) -> None:
+    write_folder(tmp_path / "b" / "deep", 2)
+    for name in ("a.mp4", "b/C.MP4", ".trash/x.mp4", "b/.x.mp4", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".trash" / "manifest.json").write_text("not json")
+    assert [clip.name for clip in find_clips(tmp_path)] == ["a.mp4", "b/C.MP4", "b/deep"]
+
+
+def test_labels_come_from_index_and_manifest_also_beside_a_clips_folder(tmp_path: Path) -> None:
+    for name in ("one/clips/0.mp4", "two/x.mp4", "two/y.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "one/index.json").write_text('[{"file": "0.mp4", "lab": "L"}]')
+    (tmp_path / "two/manifest.json").write_text('[{"file": "y.mp4", "success": false}]')
+    labels = {clip.name: clip.labels for clip in find_clips(tmp_path)}
+    assert labels == {"one/clips/0.mp4": {"lab": "L"}, "two/x.mp4": {}, "two/y.mp4": {"success": 0}}
+
+
+@pytest.mark.parametrize("text", ['{"name": "a web manifest"}', '[{"task": "push"}]', "[{"])
+def test_an_index_that_is_no_list_of_files_is_an_error_that_names_it(tmp_path, text) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"index\.json cannot be used.*\"file\""):
+        find_clips(tmp_path)
+
+
+def test_missing_and_empty_folders_are_errors_that_say_what_was_wanted(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
+        find_clips(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"holds no clip; wanted video files .*\.mp4.*numbered"):
+        find_clips(tmp_path)
+
+
+# --- Ego4D ----------------------------------------------------------------------------------------
+
+
+def write_ego4d(folder: Path) -> Path:
+    """Two clips as the official code names them; the second has more frames than its "len"."""
+    for name, count, first in (("a", 3, 0), ("b", 5, 100)):
+        clip = write_folder(folder / "frames" / name, count, first)
+        for t in range(count):
+            (clip / f"{t}.png").rename(clip / f"{t:06}.png")
+    text = "path,len,txt\nframes/b/,4,opens a box\nframes/a/,3,cuts\n"
+    (folder / "manifest.csv").write_text(text)
+    return folder
+
+
+def test_an_ego4d_manifest_gives_its_clips_as_long_as_it_says(tmp_path: Path) -> None:
+    folder = write_ego4d(tmp_path)
+    for source in (folder, folder / "manifest.csv"):
+        a, b = find_clips(source)
+        assert (a.labels, b.labels) == ({"txt": "cuts"}, {"txt": "opens a box"})
+        assert greys(read_clip(a, 8)) == [0, 10, 20]
+        assert greys(read_clip(b, 8)) == [100, 110, 120, 130]
+
+
+@pytest.mark.parametrize("text", ["file,len\nx,3\n", "path,len\nx,three\n", "path,len\n", ""])
+def test_a_manifest_without_its_columns_is_an_error_that_names_it(tmp_path, text) -> None:
+    (tmp_path / "manifest.csv").write_text(text)
+    with pytest.raises(ValueError, match="manifest.csv (cannot be used|lists no clip)"):
+        find_clips(tmp_path)
+
+
+def test_a_clip_that_the_manifest_lists_but_nobody_has_is_skipped_and_named(tmp_path) -> None:
+    folder = write_ego4d(tmp_path)
+    with open(folder / "manifest.csv", "a") as file:
+        file.write("frames/gone/,9,x\n")
+    for table in both(find_clips(folder), 8, tmp_path / "cache"):
+        assert list(table.skipped) == ["frames/gone"] and len(table.clips) == 2
+
+
+# --- LeRobot --------------------------------------------------------------------------------------
+
+CAMERA = "observation.images.top"
+
+
+def write_info(folder: Path, version: str, template: str) -> None:
+    features = {CAMERA: {"dtype": "video"}, "action": {"dtype": "float32"}}
+    info = {"codebase_version": version, "fps": 10, "video_path": template, "features": features}
+    (folder / "meta").mkdir(parents=True, exist_ok=True)
+    (folder / "meta" / "info.json").write_text(json.dumps(info | {"chunks_size": 1000}))
+
+
+def write_lerobot_v2(folder: Path) -> Path:
+    template = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+    write_info(folder, "v2.1", template)
+    rows = []
+    for i, (count, task) in enumerate(((5, "push"), (7, "pull"))):
+        path = folder / f"videos/chunk-000/{CAMERA}/episode_{i:06d}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, ramp(count, first=100 * i), fps=10)
+        rows.append({"episode_index": i, "length": count, "tasks": [task]})
+    (folder / "meta" / "episodes.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return folder
+
+
+def write_lerobot_v3(folder: Path) -> Path:
+    """Two episodes back to back in one file."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    template = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+    write_info(folder, "v3.0", template)
+    path = folder / f"videos/{CAMERA}/chunk-000/file-000.mp4"
+    path.parent.mkdir(parents=True)
+    write_video(path, torch.cat([ramp(5), ramp(7, first=100)]), fps=10)
+    rows, prefix = [], f"videos/{CAMERA}/"
+    for i, (count, task, start) in enumerate(((5, "push", 0.0), (7, "pull", 0.5))):
+        rows.append({"episode_index": i, "length": count, "tasks": [task]})
+        rows[-1] |= {prefix + "chunk_index": 0, prefix + "file_index": 0}
+        rows[-1] |= {prefix + "from_timestamp": start}
+    (folder / "meta/episodes/chunk-000").mkdir(parents=True)
+    table = pyarrow.Table.from_pylist(rows)
+    parquet.write_table(table, folder / "meta/episodes/chunk-000/file-000.parquet")
+    return folder
+
+
+def both(clips, size: int, cache: Path):
+    """The same clips decoded once and decoded at every read."""
+    yield decode_once(clips, size, cache, progress=False)
+    yield decode_lazily(clips, size, progress=False)
+
+
+@pytest.mark.parametrize("write", [write_lerobot_v2, write_lerobot_v3])
+def test_a_lerobot_episode_is_a_clip_with_its_task(tmp_path: Path, write) -> None:
+    clips = find_clips(write(tmp_path / "dataset"))
+    assert [clip.labels["task"] for clip in clips] == ["push", "pull"]
+    assert {clip.labels["camera"] for clip in clips} == {CAMERA}
+    for table in both(clips, 8, tmp_path / "cache"):
+        assert table.skipped == {} and table.length.tolist() == [5, 7]
+        for i in range(2):
+            values = table.clip_frames(i).float().mean((1, 2, 3))
+            want = 100.0 * i + 10 * torch.arange([5, 7][i])
+            torch.testing.assert_close(values, want, atol=4, rtol=0)  # lossy
+
+
+@pytest.mark.parametrize("write", [write_lerobot_v2, write_lerobot_v3])
+def test_an_episode_whose_file_is_missing_is_skipped_and_named(tmp_path: Path, write) -> None:
+    folder = write(tmp_path / "dataset")
+    for path in sorted(folder.rglob("*.mp4"))[:1]:
+        path.unlink()
+    clips = find_clips(folder)
+    if write is write_lerobot_v3:
+        with pytest.raises(ValueError, match="none of 2 clips"):
+            decode_once(clips, 8, tmp_path / "cache", progress=False)
+    else:
+        for table in both(clips, 8, tmp_path / "cache"):
+            assert list(table.skipped) == [f"{CAMERA}/episode_000000"]
+
+
+@pytest.mark.parametrize("info", ["{", "{}", '{"codebase_version": "v3.0"}'])
+def test_a_foreign_info_json_is_an_error_that_names_the_folder(tmp_path: Path, info) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text(info)
+    with pytest.raises(ValueError, match=f"{tmp_path} is no LeRobot dataset"):
+        find_clips(tmp_path)
+
+
+# --- decoding at every read -----------------------------------------------------------------------
+
+
+def test_lazy_rows_are_the_frames_that_decoding_once_gives(tmp_path: Path) -> None:
+    write_folder(tmp_path / "clips" / "folder", 12)
+    write_video(tmp_path / "clips" / "small.mp4", ramp(9, 100))
+    write_video(tmp_path / "clips" / "wide.mp4", ramp(6, 30, 32, 96))  # sizes may differ
+    clips = find_clips(tmp_path / "clips")
+    once, lazy = both(clips, 16, tmp_path / "cache")
+    assert torch.equal(once.length, lazy.length)
+    index = torch.tensor([26, 0, 13, 12, 26, 11, 20, 21])  # any order, one of them twice
+    a, b = (t.storage.get(index)["pixels"] for t in (once, lazy))
+    assert a.shape == b.shape == (8, 3, 16, 16) and b.dtype == torch.uint8
+    torch.testing.assert_close(a.float(), b.float(), atol=4, rtol=0)  # two decoders round apart
+    assert torch.equal(b[0], b[4])
+
+
+def test_lazily_opened_broken_clips_are_named(tmp_path: Path) -> None:
+    write_folder(tmp_path / "good", 3)
+    write_folder(tmp_path / "one_frame", 1)
+    whole = write_video(tmp_path / "whole.mp4", ramp(9)).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("Dear diary")
+    table = decode_lazily(find_clips(tmp_path), 8, progress=False)
+    assert set(table.skipped) == {"one_frame", "cut.mp4", "empty.mp4", "text.mp4"}
+    with pytest.raises(ValueError, match="none of 1 clips"):
+        decode_lazily(find_clips(tmp_path)[:1], 8, progress=False)
+    with pytest.raises(TypeError, match="cannot be written"):
+        table.storage.set(0, None)

@@ -1,0 +1,176 @@
+"""Where clips come from: folders of videos or frames, Ego4D manifests, LeRobot datasets.
+
+==================  ==============================================================================
+folder              at any depth, video files and/or folders of numbered frames (the official
+                    layout); an ``index.json`` or ``manifest.json`` (a list of objects with "file")
+                    gives each clip's other entries as its labels
+Ego4D manifest      a folder with ``manifest.csv`` (or that file): columns "path", a folder of
+                    000000.jpg, 000001.jpg, ..., and "len", how many; further columns are labels
+LeRobot v2, v3      a folder with ``meta/info.json``; an episode of a camera is a clip, labelled with
+                    its "task", "camera" and "episode"
+==================  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+VIDEO_SUFFIXES = {".mp4", ".webm", ".gif", ".mkv", ".avi", ".mov", ".m4v"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One video: a file, a folder of numbered frames, or frames [first, end) of either."""
+
+    path: Path
+    name: str
+    labels: dict = field(default_factory=dict, compare=False, hash=False)
+    span: tuple[int, int] | None = None
+
+
+def find_clips(source: str | Path) -> list[Clip]:
+    """All clips of a source, sorted by name; nothing is decoded.
+
+    Raises:
+        FileNotFoundError: no such source.
+        ValueError: a source without any clip, or with metadata that cannot be used.
+    """
+    source = Path(source)
+    if source.is_file() and source.suffix == ".csv":
+        return ego4d_clips(source)
+    if not source.is_dir():
+        raise FileNotFoundError(
+            f"{source} is no folder; wanted one that holds video files and/or folders of frames, "
+            "a LeRobot dataset, or an Ego4D manifest.csv."
+        )
+    if (source / "meta" / "info.json").is_file():
+        return lerobot_clips(source)
+    if (source / "manifest.csv").is_file():
+        return ego4d_clips(source / "manifest.csv")
+    return folder_clips(source)
+
+
+def folder_clips(folder: Path) -> list[Clip]:
+    """Video files and folders of frames under a folder, at any depth."""
+    files = [
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    ]
+    labels = {}
+    for index in sorted(p for p in files if p.name in ("index.json", "manifest.json")):
+        labels |= _read_labels(index)
+    paths = {p for p in files if p.suffix.lower() in VIDEO_SUFFIXES}
+    paths |= {p.parent for p in files if p.suffix.lower() in IMAGE_SUFFIXES}
+    if not paths:
+        raise ValueError(
+            f"{folder} holds no clip; wanted video files ({', '.join(sorted(VIDEO_SUFFIXES))}) "
+            "and/or folders of numbered frames (0.png, 1.png, ... or .jpg)."
+        )
+    return [
+        Clip(p, p.relative_to(folder).as_posix(), labels.get(p.resolve(), {}))
+        for p in sorted(paths)
+    ]
+
+
+def _read_labels(index: Path) -> dict[Path, dict]:
+    """Clip -> its labels, of one index.json or manifest.json."""
+    try:
+        entries = json.loads(index.read_text())
+        files = [index.parent / entry["file"] for entry in entries]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f'{index} cannot be used: wanted a list of objects with "file" ({error!r}).'
+        ) from error
+    labels = {}
+    for file, entry in zip(files, entries, strict=True):
+        # DROID's index lies beside the folder of its clips.
+        file = file if file.exists() else index.parent / "clips" / entry["file"]
+        labels[file.resolve()] = {k: v for k, v in entry.items() if k != "file"}
+    return labels
+
+
+def ego4d_clips(manifest: Path) -> list[Clip]:
+    """Clips of the official code's manifest; relative paths count from the manifest's folder."""
+    try:
+        with open(manifest, newline="") as file:
+            rows = list(csv.DictReader(file))
+        clips = [
+            Clip(
+                manifest.parent / row["path"],
+                row["path"].rstrip("/"),
+                {k: v for k, v in row.items() if k and k not in ("path", "len")},
+                span=(0, int(row["len"])),
+            )
+            for row in rows
+        ]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ValueError(
+            f'{manifest} cannot be used: wanted columns "path" and "len" ({error!r}).'
+        ) from error
+    if not clips:
+        raise ValueError(f"{manifest} lists no clip.")
+    return sorted(clips, key=lambda clip: clip.name)
+
+
+def lerobot_clips(folder: Path) -> list[Clip]:
+    """One clip for every episode and camera of a local LeRobot dataset, format v2 or v3.
+
+    TorchRL's LeRobotExperienceReplay reads the hub only, so the layout is read here; v3 stores
+    episodes back to back in one file, which ``span`` cuts out.
+    """
+    info_file = folder / "meta" / "info.json"
+    try:
+        info = json.loads(info_file.read_text())
+        major = int(str(info["codebase_version"]).lstrip("v").split(".")[0])
+        template, fps = info["video_path"], float(info["fps"])
+        features = info["features"]
+        cameras = sorted(k for k, f in features.items() if f.get("dtype") == "video")
+        episodes = _lerobot_episodes(folder, major)
+        clips = []
+        for episode in episodes:
+            index, length = int(episode["episode_index"]), int(episode["length"])
+            tasks = episode.get("tasks") or [""]
+            labels = {"task": str(tasks[0]), "episode": index}
+            for camera in cameras:
+                names = {"video_key": camera, "episode_index": index}
+                span = None
+                if major >= 3:
+                    prefix = f"videos/{camera}/"
+                    names["chunk_index"] = int(episode[prefix + "chunk_index"])
+                    names["file_index"] = int(episode[prefix + "file_index"])
+                    first = round(float(episode[prefix + "from_timestamp"]) * fps)
+                    span = (first, first + length)
+                else:
+                    names["episode_chunk"] = index // int(info.get("chunks_size", 1000))
+                path = folder / template.format(**names)
+                name = f"{camera}/episode_{index:06d}"
+                clips.append(Clip(path, name, labels | {"camera": camera}, span))
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{folder} is no LeRobot dataset of format v2 or v3 ({info_file.name}, episodes): "
+            f"{error!r}."
+        ) from error
+    if not clips:
+        raise ValueError(f"{folder} holds no video episode; its features are {sorted(features)}.")
+    return sorted(clips, key=lambda clip: clip.name)
+
+
+def _lerobot_episodes(folder: Path, major: int) -> list[dict]:
+    if major < 3:
+        lines = (folder / "meta" / "episodes.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.strip()]
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError(
+            f'reading {folder} (LeRobot v3) needs pyarrow: pip install "torchrl-vip[lerobot]"'
+        ) from error
+    files = sorted((folder / "meta" / "episodes").rglob("*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{folder / 'meta' / 'episodes'} holds no parquet file")
+    return [row for file in files for row in parquet.read_table(file).to_pylist()]
