@@ -9,7 +9,7 @@ loss is that of all processes' batches together.
 from __future__ import annotations
 
 import torch
-import torch.distributed
+import torch.distributed as dist
 import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
@@ -152,8 +152,22 @@ def all_batches(x: Tensor) -> Tensor:
     its own rows is the sum of what all of them ask for: averaging parameter gradients over processes
     gives exactly the gradient that one process would have had.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not (dist.is_available() and dist.is_initialized()):
         return x
-    from torch.distributed.nn.functional import all_gather
+    return _AllBatches.apply(x.contiguous())
 
-    return torch.cat(all_gather(x.contiguous()))
+
+class _AllBatches(torch.autograd.Function):
+    """torch.distributed.nn.functional.all_gather does the same and is deprecated."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]

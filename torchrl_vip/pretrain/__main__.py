@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 @hydra.main(version_base=None, config_path=".", config_name="config")
 def main(config: DictConfig) -> None:
+    from torchrl_vip.pretrain import processes
     from torchrl_vip.pretrain.trainer import pretrain
     from torchrl_vip.weights import CheckpointError
 
@@ -25,7 +26,7 @@ def main(config: DictConfig) -> None:
     except (ValueError, OSError, CheckpointError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        if not processes.lost(error):
             raise
         sys.exit(
             f"error: process {os.environ['RANK']} lost the others ({str(error).splitlines()[0]}). "

@@ -35,9 +35,11 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if not dist.is_initialized():
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = nn.utils.parameters_to_vector(gradients)
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     dist.all_reduce(flat)
-    nn.utils.vector_to_parameters(flat / dist.get_world_size(), gradients)
+    flat /= dist.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def wait() -> None:
@@ -49,3 +51,9 @@ def wait() -> None:
 def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether an exchange failed because another process has ended."""
+    signs = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timeout", "NCCL")
+    return dist.is_initialized() and any(sign in str(error) for sign in signs)
