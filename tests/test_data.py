@@ -12,7 +12,7 @@ import pytest
 import torch
 from torchvision.io import write_png
 
-from tests.clips import greys, ramp, write_folder
+from clips import greys, ramp, write_folder
 from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.data.video import decode_once, read_clip, write_video
 

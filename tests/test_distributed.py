@@ -13,8 +13,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from tensordict import TensorDict
 
-from tests.clips import write_folder
-from tests.networks import SIZE, tiny_resnet_encoder
+from clips import write_folder
+from networks import SIZE, tiny_resnet_encoder
 from torchrl_vip.losses import TCNLoss, TripletLoss, VIPLoss
 from torchrl_vip.pretrain import processes
 from torchrl_vip.pretrain.trainer import freeze
@@ -83,7 +83,7 @@ def torchrun(clips: Path, out: Path, *options: str, count: int = 2) -> list[str]
 
 def weights(out: Path, step: int) -> dict[str, torch.Tensor]:
     path = out / "checkpoints" / f"step_{step:08d}.pt"
-    return torch.load(path, weights_only=True)["trained"]
+    return torch.load(path, weights_only=True)["encoder"]
 
 
 def test_a_run_of_two_processes_is_that_of_one(clips: Path, tmp_path: Path) -> None:
@@ -95,7 +95,9 @@ def test_a_run_of_two_processes_is_that_of_one(clips: Path, tmp_path: Path) -> N
         assert done.stdout.count("done: load_vip") == 1
     one, two = weights(tmp_path / "1", 1), weights(tmp_path / "2", 1)
     # Adam's first step is lr times the sign of the gradient: almost all signs agree.
-    moved = torch.cat([(one[k] - two[k]).abs().flatten() for k in one if one[k].is_floating_point()])
+    moved = torch.cat(
+        [(one[k] - two[k]).abs().flatten() for k in one if one[k].is_floating_point()]
+    )
     assert (moved < 1e-6).float().mean() > 0.99
 
 

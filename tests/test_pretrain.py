@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.networks import tiny_resnet_encoder
+from networks import tiny_resnet_encoder
 from torchrl_vip.data.sources import Clip
 from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog
 from torchrl_vip.pretrain.trainer import freeze, make_schedule, split_clips, task_numbers

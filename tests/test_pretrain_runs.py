@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,10 @@ import torch
 import yaml
 from torchvision.io import write_png
 
+from clips import ramp
 from torchrl_vip import load_vip
+from torchrl_vip.data.video import write_video
+from torchrl_vip.pretrain.check import check
 from torchrl_vip.pretrain.trainer import pretrain
 from torchrl_vip.weights import CheckpointError
 
@@ -93,7 +97,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, str], clips: Path) 
     assert {step for step, name, _ in rows if name == "validation/voc"} == {0, 12, 24}
     assert len({(step, name) for step, name, _ in rows}) == len(rows)
     assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    parts = {"trained", "averaged", "optimizer", "schedule", "best"}
+    parts = {"encoder", "averaged", "optimizer", "schedule", "best"}
     checkpoints = sorted((out / "checkpoints").iterdir())
     assert [path.stem for path in checkpoints] == ["step_00000022", "step_00000024"]
     state = torch.load(checkpoints[-1], weights_only=True)
@@ -173,6 +177,84 @@ def test_resume_false_starts_again_and_another_network_is_refused(
     assert newest(tmp_path / "checkpoints") == 1
     tuned = config_of(clips, tmp_path / "tuned", encoder=str(tmp_path / "final"), steps=1)
     assert load_vip(pretrain(tuned)).dim == 4
+
+
+def test_decoding_at_every_draw_trains_the_same_weights(
+    finished: tuple[Path, str], clips: Path, tmp_path: Path
+) -> None:
+    config = config_of(clips, tmp_path)
+    config["data"]["decode"] = "lazily"
+    pretrain(config)
+    assert not (tmp_path / "frames").exists()
+    name = "final/model.safetensors"
+    assert (tmp_path / name).read_bytes() == contents(finished[0])[name]
+
+
+@pytest.mark.parametrize("loss", ["tcn", "triplet"])
+def test_the_rivals_train_and_presets_compose(clips: Path, tmp_path: Path, loss: str) -> None:
+    out = tmp_path / "run"
+    run(clips, out, f"loss={loss}", "steps=2", "preset=sim", "geometric=0.9", "loggers=[]")
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert (config["loss"], config["cross_video"], config["steps"]) == (loss, 0.3, 2)
+    with open(out / "metrics.csv", newline="") as file:
+        names = {row["metric"] for row in csv.DictReader(file)}
+    assert f"loss_{loss}" in names and "loss_vip" not in names
+
+
+def test_fine_tuning_the_bundled_encoder_moves_its_late_layers_only(clips, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(clips, out, "preset=finetune", "steps=2", "image_size=112", "loggers=[]")
+    before, after = load_vip().state_dict(), load_vip(out / "final").state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed and not any("layer1" in key or "layer2" in key for key in changed)
+    assert not any("running" in key for key in changed)
+    assert "reward_correlation" not in load_vip(out / "final").config
+
+
+@pytest.mark.parametrize("name", ["ego4d", "small"])
+def test_the_published_presets_are_accepted(clips: Path, tmp_path: Path, name: str) -> None:
+    preset = yaml.safe_load((CONFIG.parent / "preset" / f"{name}.yaml").read_text())
+    config = config_of(clips, tmp_path)
+    config["data"] |= preset.pop("data", {})
+    check(config | preset)
+
+
+def test_a_full_disk_stops_the_run_and_what_was_saved_stays(clips: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: checkpoints are the largest here."""
+    out = tmp_path / "run"
+    run(clips, out, "steps=2", "encoder=resnet18")
+    size = next((out / "checkpoints").iterdir()).stat().st_size
+    limited = f"ulimit -f {size // 2048}; exec " + shlex.join(command(clips, out, "steps=6"))
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: the checkpoint of step 4 could not be written" in done.stderr
+    assert "step 2 is kept" in done.stderr and "Traceback" not in done.stderr
+    assert [path.stem for path in (out / "checkpoints").iterdir()] == ["step_00000002"]
+    assert "resumed from step 2 of 6" in run(clips, out, "steps=6")
+
+
+def test_of_200_videos_20_broken_ones_are_named_and_the_run_finishes(tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    good = write_video(tmp_path / "good.mp4", ramp(8)).read_bytes()
+    one = write_video(tmp_path / "one.mp4", ramp(1)).read_bytes()
+    index = good.rindex(b"moov")
+    kinds = (
+        b"",
+        good[: len(good) // 2],
+        b"Dear diary, no video today.",
+        one,
+        good[:index] + bytes(len(good) - index),  # a broken index
+    )
+    for i in range(200):
+        data = kinds[i // 10 % 5] if i % 10 == 3 else good
+        (folder / f"{i:03d}.mp4").write_bytes(data)
+    write_video(folder / "004.mp4", ramp(8, height=34, width=50))  # an odd resolution is fine
+    for decode in ("once", "lazily"):
+        said = run(folder, tmp_path / decode, "steps=2", f"data.decode={decode}", "loggers=[]",
+                   "data.validation=0")  # fmt: skip
+        assert "training: 180 clips" in said and "skipped 20 of them" in said
+        assert all(f"{i:03d}.mp4" in said for i in range(3, 200, 10))
 
 
 def test_the_loss_falls_on_an_easy_set(clips: Path, tmp_path: Path) -> None:

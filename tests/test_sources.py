@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.clips import greys, ramp, write_folder
+from clips import greys, ramp, write_folder
 from torchrl_vip.data.sources import find_clips
 from torchrl_vip.data.video import decode_lazily, decode_once, read_clip, write_video
 

@@ -12,25 +12,10 @@ import warnings
 from collections.abc import Callable
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from torchrl_vip.backbones import ENCODERS, fold_batch_norm, foldable
 from torchrl_vip.functional import check_range, preprocess, to_chw
-
-# name -> a backbone with random weights that maps [N, 3, S, S] to [N, F], without its classifier.
-ENCODERS: dict[str, Callable[[], nn.Module]] = {
-    "resnet18": lambda: _headless(torchvision.models.resnet18()),
-    "resnet34": lambda: _headless(torchvision.models.resnet34()),
-    "resnet50": lambda: _headless(torchvision.models.resnet50()),
-}
-
-
-def _headless(network: ResNet) -> ResNet:
-    network.out_features = network.fc.in_features
-    network.fc = nn.Identity()
-    return network
 
 
 class VIPEncoder(nn.Module):
@@ -145,26 +130,6 @@ def check_embedding(z: Tensor, n: int) -> None:
         )
 
 
-def fold_batch_norm(network: ResNet) -> ResNet:
-    """A frozen copy of a torchvision ResNet, each batch norm folded into its convolution."""
-    network = copy.deepcopy(network).eval()
-
-    def fold(module: nn.Module, conv: str, norm: str) -> None:
-        if isinstance(getattr(module, norm), nn.BatchNorm2d):
-            folded = fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
-            setattr(module, conv, folded)
-            setattr(module, norm, nn.Identity())
-
-    fold(network, "conv1", "bn1")
-    for block in network.modules():
-        if isinstance(block, BasicBlock | Bottleneck):
-            for i in (1, 2, 3) if isinstance(block, Bottleneck) else (1, 2):
-                fold(block, f"conv{i}", f"bn{i}")
-            if block.downsample is not None:
-                fold(block.downsample, "0", "1")
-    return network.requires_grad_(False)
-
-
 def inference_dtype(config: dict, device: torch.device) -> torch.dtype:
     """The fastest precision whose per-step reward on real roll-outs follows float32's.
 
@@ -186,7 +151,7 @@ def native_bfloat16(device: torch.device) -> bool:
 class FrozenEncoder(nn.Module):
     """An encoder made ready for use: evaluation mode, no gradient, fast.
 
-    Batch norm is folded into the convolutions of torchvision ResNets (in a copy; every other
+    Batch norm is folded into the convolutions of the backbones in ``ENCODERS`` (in a copy; every other
     module is called as it is), weights are cast and laid out channels-last, large batches are cut.
     One image's embedding never depends on the rest of its batch.
 
@@ -219,7 +184,7 @@ class FrozenEncoder(nn.Module):
         self.image_size = image_size or getattr(encoder, "image_size", None) or 224
         self.dim = embedding_dim(encoder, self.image_size)
         self.config = dict(getattr(encoder, "config", {}))
-        self.foldable = isinstance(encoder, VIPEncoder) and isinstance(encoder.backbone, ResNet)
+        self.foldable = isinstance(encoder, VIPEncoder) and foldable(encoder.backbone)
         if self.foldable:
             self.backbone = fold_batch_norm(encoder.backbone)
             self.head = copy.deepcopy(encoder.head).eval().requires_grad_(False)

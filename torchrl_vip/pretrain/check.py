@@ -43,7 +43,6 @@ def check(config: dict[str, Any]) -> None:
         "l2": real(config["l2"], 0),
         "gamma": real(config["gamma"], tiny, 1 - 1e-12),
         "num_negatives": whole(config["num_negatives"], 0),
-        "distillation": real(config["distillation"], 0),
         "ema": real(config["ema"], 0, 1) and config["ema"] < 1,
         "loss": config["loss"] in ("vip", "tcn", "triplet"),
         "negatives": config["negatives"] in ("code", "paper"),
@@ -55,7 +54,7 @@ def check(config: dict[str, Any]) -> None:
         and set(config["loggers"]) <= {"csv", "tensorboard", "wandb", "mlflow", "trackio"},
         **{
             flag: isinstance(config[flag], bool)
-            for flag in ("clamp", "compile", "freeze_batch_norm", "resume", "progress")
+            for flag in ("clamp", "compile", "freeze_batch_norm", "imagenet", "resume", "progress")
         },
         "data.decode": data["decode"] in ("once", "lazily"),
         "self_transition": real(config["self_transition"], 0, 1),

