@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 
 import torch
+from machine import about
 from torch import nn
 from torchrl.data import TensorDictReplayBuffer
 from tqdm import trange
@@ -90,9 +89,7 @@ def main() -> None:
             for name, options in VARIANTS.items()
         }
     args.out.mkdir(parents=True, exist_ok=True)
-    about = {"command": shlex.join(["python", *sys.argv]), "date": str(date.today())}
-    about["torch"] = torch.__version__
-    text = json.dumps({"about": about, "curves": curves}, indent=1)
+    text = json.dumps({"about": about(), "curves": curves}, indent=1)
     (args.out / "embedding_norm.json").write_text(text + "\n")
     import matplotlib
 

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
-import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
+from machine import about, in_words
 
 from torchrl_vip import FrozenEncoder, load_vip
 from torchrl_vip.data.sources import find_clips
@@ -97,7 +95,6 @@ def main() -> None:
         values = {name: np.array([metric(c) for c in curve]) for name, curve in curves.items()}
         change = bootstrap(values["after"] - values["before"])
         rows.append((metric.__name__, values["before"].mean(), values["after"].mean(), *change))
-    command = shlex.join(["python", *sys.argv])
     text = "\n".join(
         [
             f"# Fine-tuning on {len(train)} clips of one DROID scene",
@@ -111,14 +108,14 @@ def main() -> None:
             *(f"| {n} | {b:.3f} | {a:.3f} | {c:+.3f} [{lo:+.3f}, {hi:+.3f}] |"
               for n, b, a, c, lo, hi in rows),
             "",
-            f"`{command}`, {date.today()}, torch {torch.__version__}, CPU.",
+            in_words(about()),
             "",
         ]
     )  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "finetune.md").write_text(text)
     numbers = {name: [c.tolist() for c in curve] for name, curve in curves.items()}
-    (args.out / "finetune.json").write_text(json.dumps({"command": command, **numbers}) + "\n")
+    (args.out / "finetune.json").write_text(json.dumps({"about": about(), **numbers}) + "\n")
     plot(curves, held_out, args.out / "finetune.png")
     print(text)
 

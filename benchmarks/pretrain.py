@@ -17,23 +17,19 @@ Every case runs a block of steps in turn (A B C A B C ...); a ratio is the media
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
-import shlex
 import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
+from machine import about, in_words
 from tensordict import MemoryMappedTensor, TensorDict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
@@ -106,24 +102,6 @@ def parse_args() -> argparse.Namespace:
         [("resnet18", 32, 4)] if quick else [("resnet18", 112, 32), ("resnet50", 224, 8)]
     )
     return args
-
-
-def about() -> dict:
-    """What a reader needs to judge or repeat the numbers."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = dict(line.split(":", 1) for line in lines if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in cpu.items()}
-    features = [f for f in ("avx512_bf16", "amx_bf16") if f in fields.get("flags", "").split()]
-    packages = ("torch", "torchvision", "torchrl", "tensordict")
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.date.today().isoformat(),
-        "cpu": f"{fields.get('model name', platform.processor())} ({', '.join(features)})",
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
-        "load_before": os.getloadavg()[0],
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-    }
 
 
 def extract_frames(clips: list[Clip], folder: Path, count: int) -> list[Clip]:
@@ -368,13 +346,10 @@ def plot_growth(rows: list[dict], picture: Path) -> None:
 
 
 def markdown(report: dict) -> str:
-    about = report["about"]
-    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
     lines = [
         "# Pre-training speed",
         "",
-        f"`{about['command']}`, {about['date']}; {about['cpu']}, {about['cores']} cores, "
-        f"{about['memory_gb']} GB, load {about['load_before']:.1f} before; {versions}.",
+        in_words(report["about"]),
     ]
     if "speed" in report:
         lines += [

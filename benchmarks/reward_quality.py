@@ -25,6 +25,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from torchrl_vip import FrozenEncoder, VIPEncoder, load_vip, preprocess
+from torchrl_vip.backbones import load_imagenet
 from torchrl_vip.data.sources import find_clips
 from torchrl_vip.data.video import read_frames
 from torchrl_vip.evaluation.clips import LabelledClip, embed_clips, score_groups, summarise
@@ -39,11 +40,15 @@ def raw_pixels(images: Tensor) -> Tensor:
     return F.resize(images.float() / 255, [32, 32], antialias=True).flatten(1)
 
 
-def untrained(reference: VIPEncoder, seed: int) -> Callable[[Tensor], Tensor]:
-    """The reference's own architecture as training found it at step 0."""
+def untrained(
+    reference: VIPEncoder, seed: int, imagenet: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """The reference's own architecture with random weights, or with ImageNet's below its head."""
     torch.manual_seed(seed)
     dim = None if isinstance(reference.head, torch.nn.Identity) else reference.dim
     encoder = VIPEncoder(reference.name, dim=dim, image_size=reference.image_size)
+    if imagenet:
+        load_imagenet(encoder.backbone)
     return FrozenEncoder(encoder, dtype=torch.float32)
 
 
@@ -121,11 +126,15 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     clips = load_clips(args.clips, args.kind, args.max_frames)
     reference = load_vip(args.encoder)
+    seeds = range(UNTRAINED_SEEDS)
     encoders: dict[str, list[Callable]] = {
         "VIP (this checkpoint)": [FrozenEncoder(reference, dtype=torch.float32)],
-        f"untrained, {UNTRAINED_SEEDS} seeds": [
-            untrained(reference, s) for s in range(UNTRAINED_SEEDS)
-        ],
+    }
+    if reference.config.get("training", {}).get("imagenet"):
+        name = f"its step 0: ImageNet weights, random head, {UNTRAINED_SEEDS} seeds"
+        encoders[name] = [untrained(reference, s, imagenet=True) for s in seeds]
+    encoders |= {
+        f"untrained, {UNTRAINED_SEEDS} seeds": [untrained(reference, s) for s in seeds],
         "raw pixels 32²": [raw_pixels],
         "ImageNet EfficientNet-Lite0 224²": [imagenet()],
     }
@@ -138,13 +147,13 @@ def main(arguments: list[str] | None = None) -> None:
     first, *rivals = scores
     differences = []
     for rival in rivals:
-        for metric in ("voc", "auc"):
+        for metric in ("voc", "auc", "bumps", "voc_own", "bumps_own"):
             pairs = [scores[first][g][metric] - scores[rival][g][metric] for g in scores[first]]
             pairs = [p for p in pairs if not np.isnan(p)]
             if pairs:
                 mean, low, high = bootstrap(pairs)
                 differences.append(
-                    f"- {metric}: VIP − {rival}: {mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+                    f"- {metric}: VIP − {rival}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"
                 )
     versions = f"torch {torch.__version__}, torchrl {torchrl.__version__}, Python {platform.python_version()}"
     command = "python benchmarks/reward_quality.py " + " ".join(

@@ -16,23 +16,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import json
 import os
-import platform
-import shlex
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
 import torch
+from machine import about, in_words
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.envs import EnvBase, ParallelEnv, TransformedEnv  # before the first rendering
@@ -40,7 +37,10 @@ from torchrl.envs.transforms import VIPTransform as BuiltInTransform
 from tqdm import tqdm
 
 from torchrl_vip import VIPEncoder, VIPTransform, load_vip
-from torchrl_vip.functional import goal_reward, preprocess
+from torchrl_vip.data.video import read_frames
+from torchrl_vip.evaluation.calibration import reward_correlation
+from torchrl_vip.evaluation.clips import LabelledClip
+from torchrl_vip.functional import preprocess
 
 ROOT = Path(__file__).parent
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -97,28 +97,6 @@ def parse_args() -> argparse.Namespace:
     args.steps = args.steps or (5 if quick else 15)
     args.task = args.task or "cheetah-run"
     return args
-
-
-def about() -> dict:
-    """What a reader needs to judge or repeat the numbers."""
-    packages = ("torch", "torchvision", "torchrl", "tensordict")
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.date.today().isoformat(),
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "load_before": os.getloadavg()[0],
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-    }
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-    features = [f for f in ("avx512_bf16", "amx_bf16") if f in fields.get("flags", "").split()]
-    name = fields.get("model name", platform.processor())
-    return f"{name} ({', '.join(features) or 'no bfloat16 instructions'})"
 
 
 def take_turns(cases: dict[str, Callable[[], object]], rounds: int, label: str) -> Times:
@@ -296,70 +274,42 @@ def env_speed(args: argparse.Namespace) -> list[dict]:
 # -- 3. what precision does to the reward ----------------------------------------------------------
 
 
-def step_rewards(embed: Callable[[Tensor], Tensor], clip: Tensor, chunk: int = 50) -> Tensor:
-    """S(o') - S(o) of each step of a clip [T, 3, H, W] for its own last frame: [T - 1]."""
-    with torch.no_grad():
-        z = torch.cat([embed(frames).float() for frames in clip.split(chunk)])
-    return goal_reward(z[:-1], z[1:], z[-1])
-
-
-def reward_correlation(
-    encoder: VIPEncoder, clips: Sequence[Tensor], dtype: torch.dtype, *, compile: bool = False
-) -> float:
-    """Pearson correlation of per-step rewards between a precision and float32.
-
-    The reference is the encoder itself in float32, batch norm unfolded; the other side is
-    :class:`VIPTransform`'s frozen copy of it. The goal of a clip is its own last frame, embedded in
-    the same precision. This is the number that ``inference_dtype`` reads from a checkpoint's
-    config.json under ``reward_correlation``.
-
-    Args:
-        encoder: in float32.
-        clips: roll-outs, uint8 ``[T, 3, H, W]`` each; their steps are pooled.
-        dtype: to judge, e.g. ``torch.bfloat16``.
-        compile: judge the compiled network.
-    """
-    encoder = encoder.eval()
-    frozen = VIPTransform(encoder, dtype=dtype, compile=compile).embed
-    pairs = [torch.stack([step_rewards(f, clip) for f in (encoder, frozen)]) for clip in clips]
-    return torch.corrcoef(torch.cat(pairs, -1).double())[0, 1].item()
-
-
 def reward_fidelity(args: argparse.Namespace) -> list[dict]:
     clips = real_clips()
     encoder = open_checkpoint(args.checkpoint)
     if not clips or encoder is None:
         return []
     if args.quick:
-        clips = dict(list(clips.items())[:1])
+        clips = clips[:1]
     rows = []
     for name, dtype in (PRECISIONS | {"float16": torch.float16}).items():
         for compiled in (False, True)[: 1 if args.no_compile or name == "float16" else 2]:
             ours = name + (", compiled" if compiled else "")
             print(f"rewards in {ours}", file=sys.stderr)
             correlation = partial(reward_correlation, encoder, dtype=dtype, compile=compiled)
-            alone = {clip: correlation([frames]) for clip, frames in clips.items()}
+            alone = {clip.name: correlation(clips=[clip]) for clip in clips}
             rows.append(
                 {
                     "checkpoint": args.checkpoint or "bundled",
                     "case": ours,
-                    "correlation": correlation(list(clips.values())),
+                    "correlation": correlation(clips=clips),
                     "clips": alone,
                 }
             )
     return rows
 
 
-def real_clips() -> dict[str, Tensor]:
-    """The four real-robot clips, uint8 [T, 3, H, W]; none, and a message, where absent."""
+def real_clips() -> list[LabelledClip]:
+    """The four real-robot clips; none, and a message, where absent."""
     folder = Path(os.environ.get("VIP_DATA", ROOT.parent / "../shared/data")) / "real_robot"
     files = sorted(folder.glob("*.mp4"))
     if not files:
         print(f"rewards: skipped, no clips in {folder} (set VIP_DATA)", file=sys.stderr)
-        return {}
-    from torchrl_vip.data.video import read_frames
-
-    return {file.stem: torch.stack(list(read_frames(file))) for file in files}
+        return []
+    return [
+        LabelledClip(torch.stack(list(read_frames(file))), file.stem, name=file.stem)
+        for file in files
+    ]
 
 
 def open_checkpoint(source: str | None) -> VIPEncoder | None:
@@ -376,13 +326,10 @@ def open_checkpoint(source: str | None) -> VIPEncoder | None:
 
 
 def markdown(report: dict) -> str:
-    about = report["about"]
-    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
     lines = [
         "# Throughput",
         "",
-        f"`{about['command']}`, {about['date']}; {about['cpu']}, {about['cores']} cores, "
-        f"{about['threads']} torch threads; {versions}.",
+        in_words(report["about"]),
         "",
     ]
     if report.get("images"):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from clips import greys, ramp, write_folder
 from torchvision.io import write_png
 
-from clips import greys, ramp, write_folder
 from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.data.video import decode_once, read_clip, write_video
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tensordict import TensorDict
-
 from clips import write_folder
 from networks import SIZE, tiny_resnet_encoder
+from tensordict import TensorDict
+
 from torchrl_vip.losses import TCNLoss, TripletLoss, VIPLoss
 from torchrl_vip.pretrain import processes
 from torchrl_vip.pretrain.trainer import freeze

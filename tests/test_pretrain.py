@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from networks import tiny_resnet_encoder
+
 from torchrl_vip.data.sources import Clip
 from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog
 from torchrl_vip.pretrain.trainer import freeze, make_schedule, split_clips, task_numbers
@@ -121,6 +121,12 @@ def test_a_share_is_drawn_by_group_whatever_the_order(key: str) -> None:
 def test_without_labels_the_clip_itself_is_the_group() -> None:
     train, validation = split_clips([Clip(Path(f"{i}"), f"{i}") for i in range(400)], 0.25, [])
     assert len(train) + len(validation) == 400 and 60 < len(validation) < 140
+
+
+def test_a_small_share_of_few_clips_still_validates_on_one_group() -> None:
+    train, validation = split_clips(labelled(6, "group", 3), 0.01, [])
+    assert (len(train), len(validation)) == (4, 2)
+    assert split_clips(labelled(2, "group", 1), 0.01, [])[1] == []
 
 
 def test_held_out_clips_are_nowhere_and_a_list_chooses_the_validation() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from clips import greys, ramp, write_folder
+
 from torchrl_vip.data.sources import find_clips
 from torchrl_vip.data.video import decode_lazily, decode_once, read_clip, write_video
 

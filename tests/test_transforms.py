@@ -229,7 +229,7 @@ def test_to_dtype_device_and_memory_format():
 
 
 def test_a_name_without_weights_lists_the_choices():
-    with pytest.raises(ValueError, match=r"resnet34.*download=True.*weights='random'"):
+    with pytest.raises(ValueError, match=r"efficientnet_lite0.*download=True.*weights='random'"):
         VIPTransform("resnet34")
     assert VIPTransform("resnet18", weights="random").dim == 512
 

@@ -223,7 +223,7 @@ def test_a_missing_path_is_named(tmp_path):
 
 def test_a_name_without_weights_lists_the_choices():
     for name in ("resnet34", "resnet50", "no_such_name"):
-        with pytest.raises(ValueError, match="resnet18.*download=True.*weights='random'"):
+        with pytest.raises(ValueError, match="efficientnet_lite0.*download=True.*weights='random'"):
             load_vip(name)
     with pytest.raises(ValueError, match="'resnet34'.*'resnet50'"):
         load_vip("resnet34", download=True)

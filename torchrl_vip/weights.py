@@ -22,8 +22,8 @@ from torchrl_vip.encoders import ENCODERS, VIPEncoder
 
 ASSETS = Path(__file__).parent / "assets"
 # Name -> folder under assets/ of a checkpoint that comes with the package.
-BUNDLED = {"resnet18": ASSETS / "resnet18"}
-DEFAULT = "resnet18"
+BUNDLED = {"efficientnet_lite0": ASSETS / "efficientnet_lite0"}
+DEFAULT = "efficientnet_lite0"
 
 # The published ResNet-50, as TorchRL's VIPTransform downloads it.
 OFFICIAL_URL = "https://pytorch.s3.amazonaws.com/models/rl/vip/model.pt"

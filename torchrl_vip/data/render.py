@@ -1,11 +1,11 @@
 """Renders Meta-World demonstrations: ``python -m torchrl_vip.data.render --out DIR``.
 
-``--split train``: successes of the scripted policies on 40 tasks, each clip with its own camera,
-colours and lights. ``--split heldout``: the other 10 tasks, N successes and N failures each, one
-scene (camera and colours) a task; a failure has exactly its success's number of frames, so that
-length tells nothing. Writes DIR/<task>/<name>.mp4 and DIR/manifest.json, a list of {file, task,
-success, kind, group, seed, frames, size, stride}. Every clip is a function of (--seed, task,
-number): a killed run continues where it stopped.
+``--split train``: successes of the scripted policies on 40 tasks, each clip (or each ``--per-scene``
+of them) with its own camera, colours and lights. ``--split heldout``: the other 10 tasks, N
+successes and N failures each, one scene (camera and colours) a task; a failure has exactly its
+success's number of frames, so that length tells nothing. Writes DIR/<task>/<name>.mp4 and
+DIR/manifest.json, a list of {file, task, success, kind, group, seed, frames, size, stride}. Every
+clip is a function of (--seed, task, number): a killed run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -126,7 +126,10 @@ def render_pair(job: dict[str, Any]) -> list[dict[str, Any]]:
         write_mp4(out / file, frames)
         return {"file": file, **values, "frames": len(frames), **shared}
 
-    looks, scene = (Randomization.mild(), 0) if heldout else (Randomization(), number)
+    scene = 0 if heldout else number // job["per_scene"]
+    looks = Randomization.mild() if heldout else Randomization()
+    if not heldout and job["per_scene"] > 1:
+        shared["group"] = f"{task}/{scene}"
     sim.randomize(looks, clip_seed(job["seed"], task, "looks", scene))
     for attempt in range(ATTEMPTS):
         seed = clip_seed(job["seed"], task, "success", number, attempt)
@@ -178,6 +181,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--split", choices=("train", "heldout"), default="train")
     parser.add_argument("--tasks", nargs="+", help="only these tasks (default: all of the split)")
     parser.add_argument("--episodes", type=int, default=10, help="successes a task")
+    parser.add_argument(
+        "--per-scene", type=int, default=1,
+        help="successes that share a scene in the train split, and so can be each other's goal",
+    )  # fmt: skip
     parser.add_argument("--size", type=int, default=128, help="pixels; an even number")
     parser.add_argument("--stride", type=int, default=2, help="environment steps between frames")
     parser.add_argument("--seed", type=int, default=0)
@@ -186,6 +193,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     train = [task for task in list_tasks() if task not in HELD_OUT_TASKS]
     tasks = args.tasks or (train if args.split == "train" else list(HELD_OUT_TASKS))
+    if args.per_scene < 1:
+        parser.error(f"--per-scene {args.per_scene}: wanted 1 or more")
     if args.size % 2 or args.size < 2:
         parser.error(f"--size {args.size}: mp4 wants an even number")
     if unknown := set(tasks) - set(train) - set(HELD_OUT_TASKS):
@@ -197,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     entries = {e["file"]: e for e in json.loads(manifest.read_text())} if manifest.exists() else {}
     names = ("success",) if args.split == "train" else ("success", "failure")
     options = {"out": str(args.out), "split": args.split, "seed": args.seed}
-    options |= {"size": args.size, "stride": args.stride}
+    options |= {"size": args.size, "stride": args.stride, "per_scene": args.per_scene}
 
     def drawn_seed(task: str, number: int, entry: dict[str, Any]) -> int:
         return clip_seed(args.seed, task, entry["kind"], number, entry["tries"] - 1)

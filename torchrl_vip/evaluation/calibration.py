@@ -51,14 +51,19 @@ def success_threshold(
 
 
 def reward_correlation(
-    encoder: VIPEncoder, clips: Sequence[LabelledClip], dtype: torch.dtype
+    encoder: VIPEncoder, clips: Sequence[LabelledClip], dtype: torch.dtype, *, compile: bool = False
 ) -> float:
     """Pearson correlation of the per-step reward in ``dtype`` with float32's, goal = last frame.
+
+    This is what ``inference_dtype`` reads from a checkpoint's config.json.
 
     Frames in which nothing moves are part of real roll-outs and stay in.
     """
     rewards = []
-    for precision in (torch.float32, dtype):
-        z = embed_clips(FrozenEncoder(encoder, dtype=precision), clips)
+    for frozen in (
+        FrozenEncoder(encoder, dtype=torch.float32),
+        FrozenEncoder(encoder, dtype=dtype, compile=compile),
+    ):
+        z = embed_clips(frozen, clips)
         rewards.append(np.concatenate([-np.diff(np.linalg.norm(e - e[-1], axis=-1)) for e in z]))
     return float(np.corrcoef(*rewards)[0, 1])

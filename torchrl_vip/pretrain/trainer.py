@@ -343,18 +343,27 @@ def load_data(
 def split_clips(
     clips: list[Clip], validation: float | list, hold_out: list
 ) -> tuple[list[Clip], list[Clip]]:
-    """Training and validation clips; neighbours that share a group are never parted."""
+    """Training and validation clips; neighbours that share a group are never parted.
+
+    A share above 0 chooses at least one group, where there are two or more.
+    """
 
     def labelled(clip: Clip, values: list) -> bool:
         return any(str(v) in {str(w) for w in values} for v in clip.labels.values())
 
-    def chosen(clip: Clip) -> bool:
-        if isinstance(validation, list):
-            return labelled(clip, validation)
+    def draw(clip: Clip) -> float:
+        """In [0, 1), the same for all clips of a group, whatever else there is."""
         labels = (clip.labels.get(key) for key in ("group", "lab", "task"))
         group = next((label for label in labels if label), clip.name)
-        drawn = int(hashlib.sha256(str(group).encode()).hexdigest(), 16) % 10_000
-        return drawn < validation * 10_000
+        return int(hashlib.sha256(str(group).encode()).hexdigest(), 16) % 10_000 / 10_000
 
-    clips = [c for c in clips if not labelled(c, hold_out)]
-    return [c for c in clips if not chosen(c)], [c for c in clips if chosen(c)]
+    clips = [clip for clip in clips if not labelled(clip, hold_out)]
+    if isinstance(validation, list):
+        chosen = [labelled(clip, validation) for clip in clips]
+    else:
+        draws = [draw(clip) for clip in clips]
+        if len(set(draws)) > 1 and validation > 0:
+            validation = max(validation, min(draws) + 1e-9)
+        chosen = [drawn < validation for drawn in draws]
+    pairs = list(zip(clips, chosen, strict=True))
+    return [clip for clip, c in pairs if not c], [clip for clip, c in pairs if c]

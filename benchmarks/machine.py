@@ -1,0 +1,46 @@
+"""What a reader needs to judge or repeat a benchmark's numbers."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def about() -> dict:
+    """Command, date, processor, cores, memory, load and versions."""
+    packages = ("torch", "torchvision", "torchrl", "tensordict")
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.date.today().isoformat(),
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+        "threads": torch.get_num_threads(),
+        "load_before": os.getloadavg()[0],
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+    }
+
+
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    features = [f for f in ("avx512_bf16", "amx_bf16") if f in fields.get("flags", "").split()]
+    name = fields.get("model name", platform.processor())
+    return f"{name} ({', '.join(features) or 'no bfloat16 instructions'})"
+
+
+def in_words(about: dict) -> str:
+    """One line of Markdown."""
+    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+    return (
+        f"`{about['command']}`, {about['date']}; {about['cpu']}, {about['cores']} cores, "
+        f"{about['memory_gb']} GB, {about['threads']} torch threads, load {about['load_before']:.1f} "
+        f"before; {versions}."
+    )
