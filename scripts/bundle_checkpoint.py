@@ -1,9 +1,9 @@
 """Make a bundled checkpoint of a training run: calibrate its reward, store it in half precision.
 
-    python scripts/bundle_checkpoint.py RUN/final torchrl_vip/assets/resnet18 \
+    python scripts/bundle_checkpoint.py RUN/best torchrl_vip/assets/efficientnet_lite0 \
         --calibration CLIPS --rollouts VIDEOS --note training_data="..." --note licence="..."
 
-CLIPS holds groups of successes and failures of TRAINING tasks (``torchrl_vip.data.render --split
+CLIPS holds groups of successes and failures of tasks that are not for tests (``torchrl_vip.data.render --split
 heldout --tasks ...``); VIDEOS holds real roll-outs, on which bfloat16's reward is compared with
 float32's.
 """
