@@ -1,6 +1,7 @@
 """Sources of clips: folders, Ego4D manifests, LeRobot datasets; and the two ways to store them."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from clips import greys, ramp, write_folder
 
 from torchrl_vip.data.sources import find_clips
-from torchrl_vip.data.video import decode_lazily, decode_once, read_clip, write_video
+from torchrl_vip.data.video import decode_at, decode_lazily, decode_once, read_clip, write_video
 
 # --- find_clips -----------------------------------------------------------------------------------
 
@@ -187,6 +188,16 @@ def test_lazy_rows_are_the_frames_that_decoding_once_gives(tmp_path: Path) -> No
     assert a.shape == b.shape == (8, 3, 16, 16) and b.dtype == torch.uint8
     torch.testing.assert_close(a.float(), b.float(), atol=4, rtol=0)  # two decoders round apart
     assert torch.equal(b[0], b[4])
+
+
+def test_threads_may_read_one_file_at_once(tmp_path: Path) -> None:
+    """Episodes of a LeRobot v3 file; without a lock the process dies of a segmentation fault."""
+    path = write_video(tmp_path / "clip.mp4", ramp(20))
+    index = [torch.tensor([i % 20, (7 * i) % 20]) for i in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        frames = list(pool.map(lambda rows: greys(decode_at(path, rows)), index))
+    single = greys(decode_at(path, torch.arange(20)))
+    assert frames == [[single[j] for j in rows.tolist()] for rows in index]
 
 
 def test_lazily_opened_broken_clips_are_named(tmp_path: Path) -> None:

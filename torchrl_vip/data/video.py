@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import re
+import threading
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +27,11 @@ from tqdm import tqdm
 
 from torchrl_vip.data.sources import IMAGE_SUFFIXES, Clip
 from torchrl_vip.goals import read_image
+
+# TorchRL keeps one open decoder per file and hands it to every thread of the process, which
+# crashes when two of them use it at once: torchcodec's decoders have a state and no lock.
+# https://github.com/pytorch/rl/blob/main/torchrl/data/video.py (_get_decoder)
+_ONE_THREAD_PER_FILE: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 def read_frames(path: str | Path, span: tuple[int, int] | None = None) -> Iterator[Tensor]:
@@ -72,7 +79,8 @@ def decode_at(path: Path, index: Tensor) -> Tensor:
         ValueError: it cannot be decoded, or has no such frame.
     """
     try:
-        return VideoClipRef(sources=str(path), frame_index=index).decode()
+        with _ONE_THREAD_PER_FILE[str(path)]:
+            return VideoClipRef(sources=str(path), frame_index=index).decode()
     except (RuntimeError, ValueError, IndexError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ValueError(f"{path}: not a readable video ({reason})") from error
@@ -313,7 +321,8 @@ def _try_count(clip: Clip) -> int | str:
         if clip.path.is_dir():
             count = len(frame_files(clip.path)[slice(*(clip.span or (None,)))])
         else:
-            count = len(VideoClipRef(str(clip.path)))
+            with _ONE_THREAD_PER_FILE[str(clip.path)]:
+                count = len(VideoClipRef(str(clip.path)))
             if clip.span and count < clip.span[1]:
                 return f"{clip.path}: {count} frames, frames {clip.span} wanted"
             first, end = clip.span or (0, count)
