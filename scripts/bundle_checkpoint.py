@@ -3,9 +3,9 @@
     python scripts/bundle_checkpoint.py RUN/best torchrl_vip/assets/efficientnet_lite0 \
         --calibration CLIPS --rollouts VIDEOS --note training_data="..." --note licence="..."
 
-CLIPS holds groups of successes and failures of tasks that are not for tests (``torchrl_vip.data.render --split
-heldout --tasks ...``); VIDEOS holds real roll-outs, on which bfloat16's reward is compared with
-float32's.
+CLIPS holds groups of successes and failures of tasks that are not for tests
+(``torchrl_vip.data.render --split heldout --tasks ...``); VIDEOS holds real roll-outs, on which
+bfloat16's reward is compared with float32's.
 """
 
 from __future__ import annotations

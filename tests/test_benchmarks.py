@@ -54,14 +54,13 @@ def test_reward_quality_runs_and_pixels_are_perfect_on_a_moving_bar(tmp_path):
             # The failure never moves; a success widens its bar towards the goal's.
             frames[t, :, : 4 + shift + (5 * t if success else 0)] = 255
         write_video(tmp_path / f"{number}.mp4", frames)
-        entries.append({"file": f"{number}.mp4", "group": "bar", "success": success})
+        reward = [0.5 * t for t in range(1, 10)]
+        labels = {"group": "bar", "success": success, "reward": reward}
+        entries.append({"file": f"{number}.mp4", **labels})
     (tmp_path / "manifest.json").write_text(json.dumps(entries))
     command = [
         ROOT / "benchmarks/reward_quality.py",
-        "--clips",
-        tmp_path,
-        "--out",
-        tmp_path / "out",
+        *("--clips", f"bars={tmp_path}", "--out", tmp_path / "out"),
     ]
     result = subprocess.run(
         [sys.executable, *map(str, command)],
@@ -72,9 +71,12 @@ def test_reward_quality_runs_and_pixels_are_perfect_on_a_moving_bar(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "out/reward_quality.json").read_text())
-    pixels = written["summary"]["raw pixels 32²"]
-    assert pixels["voc"][0] > 0.95 and pixels["auc"][0] == 1.0
-    assert "VIP (this checkpoint)" in (tmp_path / "out/reward_quality.md").read_text()
+    pixels = {m: v[0] for m, v in written["suites"]["bars"]["summary"]["raw pixels 32²"].items()}
+    assert pixels["voc"] > 0.95 and pixels["auc"] == pixels["kendall"] == 1
+    assert pixels["r_squared"] > 0.5 and pixels["epic"] < 0.5
+    assert pixels["voc_reversed"] > 0.95 and abs(pixels["voc_shuffled"]) < 0.8
+    assert "VIP (bundled)" in (tmp_path / "out/reward_quality.md").read_text()
+    assert (tmp_path / "out/reward_quality_bars.png").exists()
 
 
 @pytest.mark.slow

@@ -5,7 +5,17 @@ import pytest
 import torch
 
 from torchrl_vip.evaluation.clips import LabelledClip, embed_clips, score_groups, summarise
-from torchrl_vip.evaluation.metrics import auc, bootstrap, bump_size, bumps, progress, voc
+from torchrl_vip.evaluation.metrics import (
+    auc,
+    bootstrap,
+    bump_size,
+    bumps,
+    epic_distance,
+    kendall,
+    progress,
+    r_squared,
+    voc,
+)
 
 
 @pytest.mark.parametrize("kind", ["spearman", "pearson"])
@@ -43,6 +53,28 @@ def test_auc_counts_pairs_and_half_of_ties() -> None:
     assert auc([2, 1], [1, 3]) == pytest.approx((1 + 0 + 0.5 + 0) / 4)
 
 
+def test_kendall_counts_pairs_of_different_levels() -> None:
+    assert kendall([0.1, 0.5, 0.9], [0, 1, 2]) == 1
+    assert kendall([0.9, 0.5, 0.1], [0, 1, 2]) == -1
+    # of (0, 1), (0, 2), (0, 2), (1, 2), (1, 2): the second 2 stands below both, the first above
+    assert kendall([0.2, 0.3, 0.4, 0.1], [0, 1, 2, 2]) == pytest.approx((1 + 1 - 1 + 1 - 1) / 5)
+    assert kendall([1, 1], [0, 1]) == 0
+    assert np.isnan(kendall([1, 2], [2, 2]))
+
+
+def test_r_squared_and_epic_forgive_scale_and_shift_only() -> None:
+    reward = np.array([0.0, 1, 3, 2])
+    assert r_squared(-2 * reward + 1, reward) == pytest.approx(1)
+    assert epic_distance(2 * reward + 1, reward) == pytest.approx(0, abs=1e-7)
+    assert epic_distance(-reward, reward) == pytest.approx(1)
+    # deviations -1.5 -.5 1.5 .5 and 1 -1 1 -1: covariance sum 0 - so unrelated
+    assert r_squared(np.array([1.0, -1, 1, -1]), np.array([0.0, 0, 1, 1])) == 0
+    assert epic_distance(np.array([1.0, -1, 1, -1]), np.array([0.0, 0, 1, 1])) == pytest.approx(
+        0.5**0.5
+    )
+    assert r_squared(np.ones(4), reward) == 0 and epic_distance(np.ones(4), reward) == 0.5**0.5
+
+
 def test_bootstrap_covers_the_mean_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     hits = 0
@@ -78,7 +110,22 @@ def test_goals_are_other_successes_and_failures_count_in_the_auc_alone() -> None
     assert scores["auc"] == pytest.approx(1 / 2)
     without = score_groups(z[:2], clips[:2])["g"]
     assert np.isnan(without["auc"])
-    assert all(without[k] == scores[k] for k in scores if k != "auc")
+    assert all(without[k] == scores[k] for k in ("voc", "voc_pearson", "bumps", "voc_own"))
+
+
+def test_controls_levels_and_rewards_by_hand() -> None:
+    z = [line(0, 4, 10), line(1, 3, 8), line(0, 1, 1), line(50, 60, 70)]
+    clips = [clip("g"), clip("g"), clip("g", success=False), clip("h")]
+    clips[0].reward = np.array([6.0, 2.0])  # against 8: minus distances -4, -2, so a falling line
+    scores = score_groups(z, clips)["g"]
+    # backwards a, 10 4 0, to b's start 1: 9 3 1; b, 8 3 1, to a's start 0: all falls
+    assert scores["voc_reversed"] == pytest.approx(1)
+    assert scores["voc_wrong_goal"] == pytest.approx(1)  # 70 lies the same way
+    # best: a 2/8, b 2/9; failure (7/8 + 9/10)/2
+    assert scores["auc_best"] == scores["kendall"] == 1
+    assert scores["r_squared"] == pytest.approx(1) and scores["epic"] == pytest.approx(1)
+    goals = [np.array([0.0, 0])] * 4  # all successes walk away from there
+    assert score_groups(z, clips, goals)["g"]["voc"] == pytest.approx(-1)
 
 
 def test_a_group_never_sees_another_and_a_lonely_clip_has_no_cross_score() -> None:

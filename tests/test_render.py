@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from torchrl.envs.utils import check_env_specs  # noqa: E402
 from torchrl_vip.data import render  # noqa: E402
 from torchrl_vip.data.sources import find_clips  # noqa: E402
 from torchrl_vip.data.video import read_clip  # noqa: E402
+from torchrl_vip.envs import load_suite  # noqa: E402
 from torchrl_vip.envs import metaworld as mw  # noqa: E402
+from torchrl_vip.envs.simulator import ends_solved, play  # noqa: E402
 
 TASK = "drawer-open-v3"
 
@@ -78,7 +81,7 @@ def test_looks_change_with_their_seed_and_come_back(sim) -> None:
     shipped = sim.render().copy()
     pictures = []
     for seed in (1, 2, 1):
-        sim.randomize(mw.Randomization(), seed)
+        sim.randomize(mw.MetaWorldSim.WIDE, seed)
         pictures.append(sim.render().copy())
     sim.randomize(None)
     np.testing.assert_array_equal(pictures[0], pictures[2])
@@ -86,7 +89,23 @@ def test_looks_change_with_their_seed_and_come_back(sim) -> None:
     np.testing.assert_array_equal(sim.render(), shipped)
 
 
+def test_distractors_are_drawn_and_leave_the_physics_alone(sim) -> None:
+    looks = mw.MetaWorldSim.WIDE
+    sim.reset(0)
+    sim.randomize(looks, 3)
+    bare, before = sim.render().copy(), sim.data.qpos.copy()
+    sim.randomize(replace(looks, distractors=40), 3)
+    assert len(sim.distractors) > 5
+    crowded = sim.render().copy()
+    assert 0.02 < (crowded != bare).any(-1).mean() < 0.9  # they are seen, and not alone
+    np.testing.assert_array_equal(sim.data.qpos, before)
+    sim.randomize(None)
+    assert not sim.distractors
+
+
 def test_wrong_names_are_errors_that_list_the_choices() -> None:
+    with pytest.raises(ValueError, match="unknown suite 'meta'.*metaworld"):
+        load_suite("meta")
     with pytest.raises(ValueError, match="unknown task 'drawer-v3'.*drawer-open-v3"):
         mw.make_env("drawer-v3")
     with pytest.raises(ValueError, match="unknown camera 'top'.*corner4"):
@@ -104,19 +123,20 @@ def test_ends_solved_by_hand() -> None:
     def flags(text: str) -> np.ndarray:
         return np.array([c == "1" for c in text])
 
-    assert mw.ends_solved(flags("0000011"), 0)
-    assert not mw.ends_solved(flags("0000110"), 0)  # lost again
-    assert not mw.ends_solved(flags("0100011"), 0)  # solved before anything was done
-    assert mw.ends_solved(flags("00000111000"), 5) and not mw.ends_solved(flags("000001100"), 5)
+    assert ends_solved(flags("0000011"), 0)
+    assert not ends_solved(flags("0000110"), 0)  # lost again
+    assert not ends_solved(flags("0100011"), 0)  # solved before anything was done
+    assert ends_solved(flags("00000111000"), 5) and not ends_solved(flags("000001100"), 5)
 
 
 @pytest.mark.slow
 def test_the_script_solves_its_task_and_a_still_hand_does_not(sim) -> None:
-    frames, success = mw.play(sim, render.scripted(TASK), 0, stride=10)
-    assert mw.ends_solved(success, 0) and len(success) < 200
+    frames, success, reward = play(sim, sim.script(), 0, stride=10)
+    assert ends_solved(success, 0) and len(success) == len(reward) < 200
     assert len(frames) == 1 + len(success) // 10
-    _, still = mw.play(sim, lambda state, t: np.zeros(4), 0, steps=60, settle=None, stride=60)
-    assert len(still) == 60 and not still.any()
+    assert reward[-1] > reward[0]
+    still = play(sim, lambda state, t: np.zeros(4), 0, steps=60, settle=None, stride=60)
+    assert len(still.success) == 60 and not still.success.any()
 
 
 @pytest.mark.slow
@@ -149,7 +169,7 @@ def test_clips_are_rendered_listed_and_not_rendered_twice(tmp_path: Path) -> Non
     for clip, entry in zip(find_clips(tmp_path), manifest, strict=True):
         frames = read_clip(clip, 48).float()
         assert clip.labels["group"] == clip.labels["task"] == TASK
-        assert len(frames) == entry["frames"] >= 4
+        assert len(frames) == entry["frames"] == len(entry["reward"]) + 1 >= 4
         assert frames.std() > 10 and (frames[0] - frames[-1]).abs().mean() > 1
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.mp4")}
     cli(tmp_path, *options)
@@ -173,16 +193,18 @@ def test_a_seed_depends_on_the_names_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", render.FAILURES)
-def test_failing_policies_act_within_their_meaning(kind: str) -> None:
+def test_failing_policies_act_within_their_meaning(sim, kind: str) -> None:
     state = np.zeros(39)
     state[:3], state[4:7] = (0, 0.6, 0.2), (0.1, 0.7, 0.1)
-    act = render.failing(TASK, kind, 100, np.random.default_rng(0))
+    act = render.failing(sim, kind, 100, np.random.default_rng(0))
     actions = np.stack([act(state, t) for t in range(100)])
     assert actions.shape == (100, 4) and np.isfinite(actions).all()
     if kind == "stops":  # somewhere between a fifth and three fifths
         still = (actions[:, :3] == 0).all(1)
         assert 20 <= np.argmax(still) <= 60 and still[np.argmax(still) :].all()
     elif kind == "misses":
-        assert not np.allclose(actions[0], render.scripted(TASK)(state, 0))
-    else:
+        assert not np.allclose(actions[0], sim.script()(state, 0))
+    elif kind == "random":
         assert actions.std(0).min() > 0.05
+    else:
+        assert (actions == 0).all()

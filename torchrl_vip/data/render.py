@@ -1,11 +1,12 @@
-"""Renders Meta-World demonstrations: ``python -m torchrl_vip.data.render --out DIR``.
+"""Renders demonstrations: ``python -m torchrl_vip.data.render --suite metaworld --out DIR``.
 
-``--split train``: successes of the scripted policies on 40 tasks, each clip (or each ``--per-scene``
-of them) with its own camera, colours and lights. ``--split heldout``: the other 10 tasks, N
-successes and N failures each, one scene (camera and colours) a task; a failure has exactly its
-success's number of frames, so that length tells nothing. Writes DIR/<task>/<name>.mp4 and
-DIR/manifest.json, a list of {file, task, success, kind, group, seed, frames, size, stride}. Every
-clip is a function of (--seed, task, number): a killed run continues where it stopped.
+``--split train``: successes of the scripted policies, each clip (or each ``--per-scene`` of them)
+with its own camera, colours, lights, textures and things that lie about. ``--split heldout``: N
+successes and N failures of each task, one scene (camera and colours) a task; a failure has exactly
+its success's number of frames, so that length tells nothing. Of Meta-World's 50 tasks, 10 are in the
+held-out split only. Writes DIR/<task>/<name>.mp4 and DIR/manifest.json, a list of {file, suite, task,
+success, kind, group, seed, frames, size, stride, reward}; reward is the task's own, one a frame after
+the first. Every clip is a function of (--seed, task, number): a killed run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import threading
 import zlib
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,19 +27,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from torchrl_vip.envs.metaworld import (
-    HELD_OUT_TASKS,
-    MetaWorldSim,
-    Randomization,
-    ends_solved,
-    list_tasks,
-    play,
-    scripted_policy,
-)
+from torchrl_vip.envs import SUITES, load_suite
+from torchrl_vip.envs.simulator import Act, Episode, Simulator, ends_solved, play
 
 MAX_STEPS, SETTLE, ATTEMPTS = 200, 10, 30  # environment steps; tries before a clip is given up
-FAILURES = ("stops", "misses", "random")
-Act = Any  # (full_state [39], t) -> action [4]
+FAILURES = ("stops", "misses", "random", "still")
 
 
 def write_mp4(path: Path, frames: np.ndarray, fps: int = 20) -> None:
@@ -71,71 +65,68 @@ def clip_seed(*names: Any) -> int:
     return zlib.crc32("/".join(map(str, names)).encode()) & 0x7FFFFFFF
 
 
-def scripted(task: str) -> Act:
-    """The scripted policy, fresh."""
-    policy = scripted_policy(task)
-    return lambda state, t: policy.get_action(state)
-
-
-def failing(task: str, kind: str, steps: int, rng: np.random.Generator) -> Act:
+def failing(sim: Simulator, kind: str, steps: int, rng: np.random.Generator) -> Act:
     """A plausible way to fail the task within ``steps``: see FAILURES."""
-    act = scripted(task)
+    if kind == "still":
+        return lambda state, t: np.zeros(sim.ACTION_SIZE)
     if kind == "stops":  # does the first part well, then stays where it is
-        stop, held = int(steps * rng.uniform(0.2, 0.6)), {}
+        act, stop, last = sim.script(), int(steps * rng.uniform(0.2, 0.6)), {}
 
         def policy(state: np.ndarray, t: int) -> np.ndarray:
             if t < stop:
-                held["gripper"] = act(state, t)[3]
-            return act(state, t) if t < stop else np.array([0, 0, 0, held.get("gripper", 0)])
+                last["action"] = act(state, t)
+                return last["action"]
+            return sim.still(last.get("action", np.zeros(sim.ACTION_SIZE)))
 
     elif kind == "misses":  # believes its hand elsewhere, so all it does is off by 8-18 cm
-        angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0.08, 0.18)
-        offset = radius * np.array([np.cos(angle), np.sin(angle), 0.0])
-
-        def policy(state: np.ndarray, t: int) -> np.ndarray:
-            believed = state.copy()
-            believed[:3] -= offset
-            believed[18:21] -= offset  # the previous observation
-            return act(believed, t)
+        act, angle, radius = sim.script(), rng.uniform(0, 2 * np.pi), rng.uniform(0.08, 0.18)
+        offset = -radius * np.array([np.cos(angle), np.sin(angle), 0.0])
+        policy = lambda state, t: act(sim.displaced(state, offset), t)  # noqa: E731
 
     else:  # smooth motion to nowhere
-        frequency, phase = rng.uniform(0.005, 0.03, (4, 1)), rng.uniform(0, 2 * np.pi, (4, 2))
-        size = rng.uniform(0.3, 1.0, 4)
+        size = sim.ACTION_SIZE
+        frequency, phase = rng.uniform(0.005, 0.03, (size, 1)), rng.uniform(0, 2 * np.pi, (size, 2))
+        amplitude = rng.uniform(0.3, 1.0, size)
 
         def policy(state: np.ndarray, t: int) -> np.ndarray:
             waves = np.sin(2 * np.pi * frequency * [1.0, 2.3] * t + phase)
-            return size * waves.sum(1)
+            return amplitude * waves.sum(1)
 
     return policy
 
 
 @lru_cache(maxsize=1)
-def simulator(task: str, size: int) -> MetaWorldSim:
+def simulator(suite: str, task: str, size: int) -> Simulator:
     """One simulator a process, kept while its task lasts."""
-    return MetaWorldSim(task, image_size=size)
+    return load_suite(suite).SIMULATOR(task, image_size=size)
 
 
 def render_pair(job: dict[str, Any]) -> list[dict[str, Any]]:
     """Renders a success and, for the held-out split, its failure; returns manifest entries."""
     task, number, heldout = job["task"], job["number"], job["split"] == "heldout"
-    sim, stride, out = simulator(task, job["size"]), job["stride"], Path(job["out"])
-    shared = {"task": task, "group": task, "size": job["size"], "stride": stride}
-
-    def entry(name: str, frames: np.ndarray, **values: Any) -> dict[str, Any]:
-        file = f"{task}/{name}_{number:04d}.mp4"
-        write_mp4(out / file, frames)
-        return {"file": file, **values, "frames": len(frames), **shared}
-
+    sim, out = simulator(job["suite"], task, job["size"]), Path(job["out"])
+    strides = job["strides"]
+    stride = strides[clip_seed(job["seed"], task, "stride", number) % len(strides)]
     scene = 0 if heldout else number // job["per_scene"]
-    looks = Randomization.mild() if heldout else Randomization()
-    if not heldout and job["per_scene"] > 1:
-        shared["group"] = f"{task}/{scene}"
+    group = f"{task}/{scene}" if not heldout and job["per_scene"] > 1 else task
+
+    def entry(name: str, played: Episode, **values: Any) -> dict[str, Any]:
+        file, frames = f"{task}/{name}_{number:04d}.mp4", played.frames
+        write_mp4(out / file, frames)
+        reward = played.reward[stride - 1 :: stride][: len(frames) - 1]
+        return {
+            **{"file": file, "suite": job["suite"], "task": task, "group": group, **values},
+            **{"frames": len(frames), "size": job["size"], "stride": stride},
+            "reward": [round(float(r), 4) for r in reward],
+        }
+
+    looks = sim.MILD if heldout else replace(sim.WIDE, distractors=job["distractors"])
     sim.randomize(looks, clip_seed(job["seed"], task, "looks", scene))
     for attempt in range(ATTEMPTS):
         seed = clip_seed(job["seed"], task, "success", number, attempt)
-        frames, solved = play(
+        played = play(
             sim,
-            scripted(task),
+            sim.script(),
             seed,
             steps=MAX_STEPS,
             settle=SETTLE,
@@ -143,21 +134,21 @@ def render_pair(job: dict[str, Any]) -> list[dict[str, Any]]:
             hold=attempt % 2 == 1,  # the script as it is first, standing still if that fails
         )
         # an episode that took all its steps may have no settled end
-        if ends_solved(solved, attempt) and len(solved) < MAX_STEPS:
+        steps = len(played.success)
+        if ends_solved(played.success, attempt) and steps < MAX_STEPS:
             break
     else:
         return []
-    entries = [entry("success", frames, success=True, kind="success", seed=seed)]
-    entries[0]["tries"] = attempt + 1
+    entries = [entry("success", played, success=True, kind="success", seed=seed, tries=attempt + 1)]
     if heldout:
         kind = FAILURES[number % len(FAILURES)]
         for attempt in range(ATTEMPTS):
             seed = clip_seed(job["seed"], task, kind, number, attempt)
-            act = failing(task, kind, len(solved), np.random.default_rng(seed))
-            frames, solved_too = play(sim, act, seed, steps=len(solved), settle=None, stride=stride)
-            if not solved_too.any():
-                entries.append(entry("failure", frames, success=False, kind=kind, seed=seed))
-                entries[-1]["tries"] = attempt + 1
+            act = failing(sim, kind, steps, np.random.default_rng(seed))
+            played = play(sim, act, seed, steps=steps, settle=None, stride=stride)
+            if not played.success.any():
+                labels = {"success": False, "kind": kind, "seed": seed, "tries": attempt + 1}
+                entries.append(entry("failure", played, **labels))
                 break
     return entries
 
@@ -178,6 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the clips")
+    parser.add_argument("--suite", choices=SUITES, default="metaworld")
     parser.add_argument("--split", choices=("train", "heldout"), default="train")
     parser.add_argument("--tasks", nargs="+", help="only these tasks (default: all of the split)")
     parser.add_argument("--episodes", type=int, default=10, help="successes a task")
@@ -186,27 +178,40 @@ def main(arguments: list[str] | None = None) -> None:
         help="successes that share a scene in the train split, and so can be each other's goal",
     )  # fmt: skip
     parser.add_argument("--size", type=int, default=128, help="pixels; an even number")
-    parser.add_argument("--stride", type=int, default=2, help="environment steps between frames")
+    parser.add_argument(
+        "--stride", type=int, nargs="+", default=[2],
+        help="environment steps between frames; of several, each clip draws its own speed",
+    )  # fmt: skip
+    parser.add_argument(
+        "--distractors", type=int, default=6,
+        help="at most so many things lie about in a clip of the train split",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes")
     args = parser.parse_args(arguments)
 
-    train = [task for task in list_tasks() if task not in HELD_OUT_TASKS]
-    tasks = args.tasks or (train if args.split == "train" else list(HELD_OUT_TASKS))
+    suite = load_suite(args.suite)
+    held_out = getattr(suite, "HELD_OUT_TASKS", ())
+    scripted = getattr(suite, "SCRIPTED_TASKS", None) or suite.list_tasks()
+    train = [task for task in scripted if task not in held_out]
+    tasks = args.tasks or (train if args.split == "train" else list(held_out or scripted))
     if args.per_scene < 1:
         parser.error(f"--per-scene {args.per_scene}: wanted 1 or more")
     if args.size % 2 or args.size < 2:
         parser.error(f"--size {args.size}: mp4 wants an even number")
-    if unknown := set(tasks) - set(train) - set(HELD_OUT_TASKS):
-        parser.error(f"unknown tasks {sorted(unknown)}")
+    if min(args.stride) < 1:
+        parser.error(f"--stride {args.stride}: wanted 1 or more")
+    if unknown := set(tasks) - set(scripted):
+        parser.error(f"no script for tasks {sorted(unknown)} of {args.suite}; there is {scripted}")
     for task in tasks:
         (args.out / task).mkdir(parents=True, exist_ok=True)
 
     manifest = args.out / "manifest.json"
     entries = {e["file"]: e for e in json.loads(manifest.read_text())} if manifest.exists() else {}
     names = ("success",) if args.split == "train" else ("success", "failure")
-    options = {"out": str(args.out), "split": args.split, "seed": args.seed}
-    options |= {"size": args.size, "stride": args.stride, "per_scene": args.per_scene}
+    options = {"out": str(args.out), "suite": args.suite, "split": args.split, "seed": args.seed}
+    options |= {"size": args.size, "strides": args.stride, "per_scene": args.per_scene}
+    options |= {"distractors": args.distractors}
 
     def drawn_seed(task: str, number: int, entry: dict[str, Any]) -> int:
         return clip_seed(args.seed, task, entry["kind"], number, entry["tries"] - 1)
@@ -216,7 +221,8 @@ def main(arguments: list[str] | None = None) -> None:
         return all(
             file in entries
             and (args.out / file).exists()
-            and all(entries[file][k] == options[k] for k in ("size", "stride"))
+            and entries[file]["size"] == args.size
+            and entries[file]["stride"] in args.stride
             and entries[file]["seed"] == drawn_seed(task, number, entries[file])
             for file in files
         )

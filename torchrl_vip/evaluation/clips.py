@@ -13,7 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchrl_vip.evaluation.metrics import auc, bootstrap, bump_size, bumps, progress, voc
+from torchrl_vip.evaluation.metrics import (
+    auc,
+    bootstrap,
+    bump_size,
+    bumps,
+    epic_distance,
+    kendall,
+    progress,
+    r_squared,
+    voc,
+)
 
 
 @dataclass
@@ -22,12 +32,22 @@ class LabelledClip:
 
     Clips of one group show the same task in the same scene, so that the last frame of one success
     is a goal for the others.
+
+    Attributes:
+        level: 0 failure, 1 partial success, 2 success (by default from ``success``).
+        reward: float ``[T - 1]``, the task's own reward at frames 1 to T - 1, or None.
     """
 
     frames: Tensor
     group: str
     success: bool = True
     name: str = ""
+    level: int | None = None
+    reward: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.level is None:
+            self.level = 2 if self.success else 0
 
 
 @torch.no_grad()
@@ -41,31 +61,70 @@ def embed_clips(
     ]
 
 
-def score_groups(z: Sequence[np.ndarray], clips: Sequence[LabelledClip]) -> dict[str, dict]:
-    """Metrics of each group, from the embeddings of its clips.
+def _separation(score: dict[int, float], good: Sequence[int], bad: Sequence[int]) -> float:
+    win, lose = ([score[i] for i in side if i in score] for side in (good, bad))
+    return auc(win, lose) if win and lose else np.nan
+
+
+def score_groups(
+    z: Sequence[np.ndarray],
+    clips: Sequence[LabelledClip],
+    goals: Sequence[np.ndarray] | None = None,
+) -> dict[str, dict]:
+    """Metrics of each group, from the embeddings ``[T, D]`` of its clips.
+
+    Args:
+        goals: embedding ``[D]`` of each clip as a goal; its last frame's by default.
 
     Returns:
-        group -> ``voc``, ``voc_pearson``, ``bumps``, ``bump_size`` of successes against the last
-        frame of every other success; ``voc_own``, ``bumps_own`` against their own; ``auc`` of
-        success against failure by final distance over first one. NaN where the group has no pair.
+        group -> metric -> value, NaN where the group has no pair for it:
+
+        - ``voc``, ``voc_pearson``, ``bumps``, ``bump_size``: successes against the goal of every
+          OTHER success;
+        - ``voc_own``, ``bumps_own``: against their own last frame, where even raw pixels do well;
+        - controls: ``voc_reversed``, clips played backwards against another's first frame;
+          ``voc_shuffled``, frames in random order (0 expected); ``voc_wrong_goal``, against a goal of
+          another group;
+        - ``auc``, ``auc_best``: success against failure by the final, and by the smallest, distance
+          over the first one; ``kendall``: order of failure < partial < success by the final one;
+        - ``r_squared``, ``epic``: of minus the distance with the task's own reward.
     """
+    goals = [e[-1] for e in z] if goals is None else goals
     members = defaultdict(list)
     for i, clip in enumerate(clips):
         members[clip.group].append(i)
+    names = list(members)
+
+    def curve(i: int, goal: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(z[i] - goal, axis=-1)
+
+    rng = np.random.default_rng(0)
     scores = {}
-    for group, indices in members.items():
+    for position, (group, indices) in enumerate(members.items()):
         good = [i for i in indices if clips[i].success]
         bad = [i for i in indices if not clips[i].success]
+        elsewhere = [i for i in members[names[position - 1]] if clips[i].success]
+        wrong = goals[elsewhere[0]] if elsewhere and len(names) > 1 else None
 
-        def curve(i: int, goal: int) -> np.ndarray:
-            return np.linalg.norm(z[i] - z[goal][-1], axis=-1)
+        own = [curve(i, z[i][-1]) for i in good]
+        cross = {i: [curve(i, goals[j]) for j in good if j != i] for i in indices}
+        cross = {i: curves for i, curves in cross.items() if curves}
+        flat = [c for i in good if i in cross for c in cross[i]]
+        backwards = [curve(i, z[j][0])[::-1] for i in good for j in good if i != j]
+        astray = [] if wrong is None else [curve(i, wrong) for i in good]
+        final = {i: -float(np.mean([progress(c) for c in curves])) for i, curves in cross.items()}
+        best = {
+            i: -float(np.mean([c.min() / max(c[0], 1e-12) for c in curves]))
+            for i, curves in cross.items()
+        }
+        judged = [
+            (-c[1:], clips[i].reward)
+            for i in indices
+            if clips[i].reward is not None
+            for c in cross.get(i, [])
+        ]
+        mean = lambda f, items: float(np.mean([f(c) for c in items])) if items else np.nan  # noqa: E731
 
-        own = [curve(i, i) for i in good]
-        cross = {i: [curve(i, j) for j in good if j != i] for i in good}
-        flat = [c for curves in cross.values() for c in curves]
-        win = [-np.mean([progress(c) for c in curves]) for curves in cross.values() if curves]
-        lose = [-np.mean([progress(curve(i, j)) for j in good]) for i in bad if good]
-        mean = lambda f, curves: float(np.mean([f(c) for c in curves])) if curves else np.nan  # noqa: E731
         scores[group] = {
             "voc": mean(voc, flat),
             "voc_pearson": mean(lambda c: voc(c, "pearson"), flat),
@@ -73,7 +132,14 @@ def score_groups(z: Sequence[np.ndarray], clips: Sequence[LabelledClip]) -> dict
             "bump_size": mean(bump_size, flat),
             "voc_own": mean(voc, own),
             "bumps_own": mean(bumps, own),
-            "auc": auc(win, lose) if win and lose else np.nan,
+            "voc_reversed": mean(voc, backwards),
+            "voc_shuffled": mean(lambda c: voc(rng.permutation(c)), flat),
+            "voc_wrong_goal": mean(voc, astray),
+            "auc": _separation(final, good, bad),
+            "auc_best": _separation(best, good, bad),
+            "kendall": kendall(list(final.values()), [clips[i].level for i in final]),
+            "r_squared": mean(lambda pair: r_squared(*pair), judged),
+            "epic": mean(lambda pair: epic_distance(*pair), judged),
         }
     return scores
 

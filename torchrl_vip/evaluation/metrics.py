@@ -42,6 +42,36 @@ def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
     return float(np.mean((p > n) + 0.5 * (p == n)))
 
 
+def kendall(score: Sequence[float], level: Sequence[int]) -> float:
+    """How well scores order levels (failure < partial < success), in [-1, 1].
+
+    Kendall's tau-a over the pairs of different levels: (concordant - discordant) / pairs. NaN where
+    there is one level alone.
+    """
+    score, level = np.asarray(score, dtype=np.float64), np.asarray(level)
+    higher = level[:, None] > level
+    return float(np.sign(score[:, None] - score)[higher].mean()) if higher.any() else np.nan
+
+
+def r_squared(value: np.ndarray, reward: np.ndarray) -> float:
+    """Share of the reward's variance that a line in the value explains, in [0, 1]; 0 if constant."""
+    if np.ptp(value) == 0 or np.ptp(reward) == 0:
+        return 0.0
+    return float(np.corrcoef(value, reward)[0, 1] ** 2)
+
+
+def epic_distance(value: np.ndarray, reward: np.ndarray) -> float:
+    """EPIC distance (arXiv 2006.13900) of two rewards of the next state alone; in [0, 1].
+
+    Of such a reward R(s') the canonical form is R(s') minus a constant, so the distance is Pearson's,
+    sqrt((1 - correlation) / 2). It is 0 for equal rewards up to scale and shift, .71 for unrelated
+    ones. A difference of values would be pure shaping, which EPIC calls equal to no reward at all.
+    """
+    if np.ptp(value) == 0 or np.ptp(reward) == 0:
+        return float(np.sqrt(0.5))
+    return float(np.sqrt(max(1 - np.corrcoef(value, reward)[0, 1], 0) / 2))
+
+
 def bootstrap(
     values: Sequence[float],
     statistic: Callable = np.mean,
