@@ -1,0 +1,182 @@
+"""Fetch, dm_control's manipulation and Adroit: their environments, looks and scripts."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("gymnasium_robotics", reason='pip install "torchrl-vip[robotics]"')
+pytest.importorskip("dm_control", reason='pip install "torchrl-vip[dm]"')
+
+from torchrl.envs.utils import check_env_specs  # noqa: E402
+
+from torchrl_vip.envs import load_suite  # noqa: E402
+from torchrl_vip.envs.simulator import ends_solved, play  # noqa: E402
+
+TASK = {"fetch": "fetch-push", "dm_manipulation": "lift_brick_vision", "adroit": "adroit-door"}
+SUITE_TASKS = [(name, task) for name in TASK for task in load_suite(name).list_tasks()]
+SCRIPTED = [(name, task) for name in TASK for task in load_suite(name).SCRIPTED_TASKS]
+
+
+@pytest.fixture(params=TASK)
+def suite(request):
+    """A suite's module and one of its tasks."""
+    return load_suite(request.param), TASK[request.param]
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a.astype(int) - b).mean())
+
+
+# --- every suite ----------------------------------------------------------------------------------
+
+
+def test_specs_hold_and_an_episode_is_truncated(suite) -> None:
+    module, task = suite
+    env = module.make_env(task, image_size=32, seed=0, max_steps=3)
+    check_env_specs(env)
+    episode = env.rollout(10)
+    assert episode["pixels"].shape == (3, 32, 32, 3) and episode["pixels"].dtype == torch.uint8
+    assert episode["full_state"].shape == (3, env.sim.FULL_STATE_SIZE)
+    assert episode["next", "truncated"].flatten().tolist() == [False, False, True]
+    assert not episode["next", "terminated"].any()
+    env.close()
+
+
+def test_a_seed_gives_the_same_episode_whatever_came_before(suite) -> None:
+    module, task = suite
+    sim = module.SIMULATOR(task, image_size=48)
+
+    def episode(seed: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(0)
+        first = (sim.reset(seed), sim.render().copy())[1]
+        for _ in range(5):
+            sim.step(rng.uniform(-1, 1, sim.ACTION_SIZE))
+        return np.stack([first, sim.render()]), sim.full_state
+
+    frames, state = episode(3)
+    other, _ = episode(4)
+    again, same = episode(3)
+    sim.close()
+    np.testing.assert_array_equal(frames, again)
+    np.testing.assert_array_equal(state, same)
+    assert distance(frames[0], other[0]) > 0.1
+
+
+def test_looks_change_with_their_seed_and_come_back(suite) -> None:
+    module, task = suite
+    sim = module.SIMULATOR(task, image_size=48)
+    sim.reset(0)
+    shipped, pictures = sim.render().copy(), []
+    for seed in (1, 2, 1):
+        sim.randomize(sim.WIDE, seed)
+        pictures.append(sim.render().copy())
+    sim.randomize(None)
+    np.testing.assert_array_equal(pictures[0], pictures[2])
+    assert distance(pictures[0], pictures[1]) > 10
+    np.testing.assert_array_equal(sim.render(), shipped)
+    sim.close()
+
+
+def test_wrong_names_are_errors_that_list_the_choices(suite) -> None:
+    module, task = suite
+    with pytest.raises(ValueError, match=f"unknown task 'fly'.*{task}"):
+        module.make_env("fly")
+    with pytest.raises(ValueError, match="unknown camera 'nowhere'"):
+        module.make_env(task, camera="nowhere")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "task"), SUITE_TASKS)
+def test_every_task_resets_steps_and_shows_something(name: str, task: str) -> None:
+    sim = load_suite(name).SIMULATOR(task, image_size=64)
+    state = sim.reset(0)
+    assert state.shape == (sim.FULL_STATE_SIZE,) and sim.state().shape == (sim.STATE_SIZE,)
+    assert state.dtype == sim.state().dtype == np.float32
+    before = sim.render().copy()
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        state, reward, success = sim.step(rng.uniform(-1, 1, sim.ACTION_SIZE))
+    assert np.isfinite(state).all() and np.isfinite(reward) and not success
+    assert before.std() > 10 and distance(before, sim.render()) > 0.1
+    sim.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "task"), SCRIPTED)
+def test_the_script_solves_its_task_and_a_still_hand_does_not(name: str, task: str) -> None:
+    sim = load_suite(name).SIMULATOR(task, image_size=32)
+    for seed in range(5):
+        played = play(sim, sim.script(), seed, stride=200)
+        if ends_solved(played.success, 0):
+            break
+    else:
+        pytest.fail("not solved from five seeds")
+    still = play(
+        sim, lambda state, t: np.zeros(sim.ACTION_SIZE), seed, steps=40, settle=None, stride=40
+    )
+    assert not still.success.any()
+    sim.close()
+
+
+# --- one suite each -------------------------------------------------------------------------------
+
+
+def test_fetch_draws_its_goal_where_it_is() -> None:
+    sim = load_suite("fetch").FetchSim("fetch-reach", image_size=32)
+    for seed in range(3):
+        goal = sim.reset(seed)[25:28]
+        np.testing.assert_allclose(sim.data.site("target0").xpos, goal, atol=1e-6)
+    sim.close()
+
+
+@pytest.mark.parametrize("task", ["fetch-pull", "fetch-lift"])
+def test_fetch_goal_rules(task: str) -> None:
+    fetch = load_suite("fetch")
+    sim, rule = fetch.FetchSim(task, image_size=32), fetch.TASKS[task]
+    low, high = np.array(rule.shift, float).T
+    for seed in range(5):
+        state = sim.reset(seed)
+        shift = state[25:28] - state[3:6]
+        assert (shift >= low - 1e-3).all() and (shift <= high + 1e-3).all()
+    sim.close()
+
+
+@pytest.mark.parametrize(("name", "things"), [("fetch", 25), ("dm_manipulation", 30)])
+def test_a_displaced_hand_leaves_the_objects_where_they_are(name: str, things: int) -> None:
+    sim, offset = load_suite(name).SIMULATOR(TASK[name], image_size=32), np.array([0.1, 0, -0.05])
+    state = sim.reset(0)
+    moved = sim.displaced(state, offset)
+    np.testing.assert_allclose(moved[:3] - state[:3], offset, atol=1e-6)
+    np.testing.assert_array_equal(moved[things:], state[things:])
+    sim.close()
+
+
+@pytest.mark.slow
+def test_models_compiled_at_resets_leave_one_renderer() -> None:
+    import mujoco
+
+    sim = load_suite("dm_manipulation").ManipulationSim(
+        "stack_2_of_3_bricks_random_order_vision", image_size=32
+    )
+    renderers, sizes = [], []
+    for seed in range(50):
+        sim.reset(seed)
+        sim.render()
+        if not renderers or renderers[-1]() is not sim._renderer:
+            renderers.append(weakref.ref(sim._renderer))
+        gc.collect()
+        sizes.append(sum(isinstance(o, mujoco.Renderer) for o in gc.get_objects()))
+    assert len(renderers) == 50  # each reset compiled
+    assert sum(r() is not None for r in renderers) == 1
+    assert sizes[-1] == sizes[0]
+    sim.close()
+
+
+def test_tasks_without_a_script_say_so() -> None:
+    with pytest.raises(NotImplementedError, match="adroit-pen.*no scripted policy"):
+        load_suite("adroit").goal_image("adroit-pen", image_size=32)
+    with pytest.raises(NotImplementedError, match="no script solves.*lift_brick"):
+        load_suite("dm_manipulation").goal_image("stack_2_bricks_vision", image_size=32)

@@ -1,0 +1,168 @@
+"""Adroit (a 24-joint hand: door, hammer, pen, relocate) as pixel environments.
+
+Shapes, with A actions: pixels uint8 [H, W, 3]; state float32 [A] = the angles of hand and arm (rad;
+positions in m); full_state float32 [F] = the environment's own observation; action float32 [A] in
+[-1, 1] = wanted joint positions over their range. (A, F) is (28, 39) for the door, (26, 46) for the
+hammer, (24, 45) for the pen, (30, 39) for relocate. There are no scripted policies. Needs
+``pip install "torchrl-vip[robotics]"``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torchrl.envs import EnvBase
+
+from torchrl_vip.envs import simulator
+from torchrl_vip.envs.simulator import Act, Randomization, Simulator
+
+# task: actions, full_state, and looks (90 looks along the forearm, 270 at the finger tips)
+TASKS: dict[str, tuple[int, int, Randomization]] = {
+    "adroit-door": (
+        28, 39, Randomization((0.05, 0.05, 0.25), (45.0, 135.0), (-50.0, -20.0), (1.1, 1.6))
+    ),
+    "adroit-hammer": (
+        26, 46, Randomization((0.0, -0.15, 0.1), (10.0, 170.0), (-60.0, -30.0), (0.8, 1.2))
+    ),
+    "adroit-pen": (
+        24, 45, Randomization((0.08, -0.2, 0.25), (-60.0, 240.0), (-70.0, -35.0), (0.5, 0.8))
+    ),
+    "adroit-relocate": (
+        30, 39, Randomization((0.0, -0.05, 0.12), (10.0, 170.0), (-60.0, -30.0), (1.0, 1.4))
+    ),
+}  # fmt: skip
+
+SCRIPTED_TASKS: tuple[str, ...] = ()
+DEFAULT_CAMERA = "front"
+_FRONT = {
+    "adroit-door": ((0.05, 0.05, 0.22), 90.0, -40.0, 1.25),
+    "adroit-hammer": ((0.0, -0.15, 0.12), 45.0, -40.0, 0.95),
+    "adroit-pen": ((0.08, -0.2, 0.22), 135.0, -40.0, 0.65),
+    "adroit-relocate": ((0.0, -0.05, 0.12), 90.0, -45.0, 1.15),
+}
+
+
+def list_tasks() -> list[str]:
+    """Names of the tasks, e.g. ``"adroit-door"``."""
+    return sorted(TASKS)
+
+
+def _environment(task: str) -> Any:
+    name = task.removeprefix("adroit-")
+    try:
+        module = importlib.import_module(f"gymnasium_robotics.envs.adroit_hand.adroit_{name}")
+    except ImportError as error:
+        raise ImportError(
+            'gymnasium-robotics is not installed: pip install "torchrl-vip[robotics]"'
+        ) from error
+    return getattr(module, f"AdroitHand{name.capitalize()}Env")(reward_type="dense")
+
+
+class AdroitSim(Simulator):
+    """One Adroit task; the reward is its dense one, success its own."""
+
+    SURFACES = ("groundplane", "marblecube", "wood")
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        camera: str = DEFAULT_CAMERA,
+        image_size: int = 128,
+        render: str = "fast",
+    ) -> None:
+        if task not in TASKS:
+            raise ValueError(f"unknown task {task!r}; choose from {list_tasks()}")
+        # of this task, so on the instance
+        self.ACTION_SIZE, self.FULL_STATE_SIZE, self.WIDE = TASKS[task]
+        self.STATE_SIZE, self.VIEWS = self.ACTION_SIZE, {"front": _FRONT[task]}
+        lookat, azimuth, elevation, distance = _FRONT[task]
+        self.MILD = self.WIDE.mild(
+            (azimuth - 15, azimuth + 15),
+            (elevation - 5, elevation + 5),
+            (0.95 * distance, 1.1 * distance),
+        )
+        super().__init__(task, camera=camera, image_size=image_size, render=render)
+        self.env = _environment(task)
+        self.bind(self.env.model, self.env.data)
+
+    def reset(self, seed: int) -> np.ndarray:
+        return self._read(self.env.reset(seed=int(seed))[0])
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
+        observation, reward, _, _, info = self.env.step(np.asarray(action, np.float64))
+        return self._read(observation), float(reward), bool(info["success"])
+
+    def _read(self, observation: np.ndarray) -> np.ndarray:
+        self.full_state = observation.astype(np.float32)
+        return self.full_state
+
+    def state(self) -> np.ndarray:
+        return self.data.qpos[: self.STATE_SIZE].astype(np.float32)
+
+    def script(self) -> Act:
+        """
+        Raises:
+            NotImplementedError: always; use a trained policy or demonstrations.
+        """
+        raise NotImplementedError(
+            f"{self.task!r} has no scripted policy: use a trained one or demonstrations"
+        )
+
+    def still(self, action: np.ndarray) -> np.ndarray:
+        return np.array(action)  # actions are positions: the same one stands still
+
+
+SIMULATOR = AdroitSim
+
+
+def make_env(
+    task: str,
+    *,
+    camera: str = DEFAULT_CAMERA,
+    image_size: int = 128,
+    seed: int | None = None,
+    device: Any = "cpu",
+    num_envs: int = 1,
+    max_steps: int = 200,
+    render: str = "fast",
+    randomize: Randomization | bool | None = None,
+) -> EnvBase:
+    """An Adroit task with pixels, state, full_state, its dense reward and success.
+
+    ``camera`` is ``"front"`` or a camera of the model (``"fixed"``, ``"vil_camera"``). The rest as
+    in :func:`torchrl_vip.envs.metaworld.make_env`.
+
+    Example:
+        >>> env = make_env("adroit-door", seed=0)
+        >>> env.rollout(3)["next", "pixels"].shape
+        torch.Size([3, 128, 128, 3])
+    """
+    return simulator.make_env(
+        partial(AdroitSim, task, camera=camera, image_size=image_size, render=render),
+        num_envs=num_envs,
+        seed=seed,
+        max_steps=max_steps,
+        randomize=randomize,
+        device=device,
+    )
+
+
+def goal_image(
+    task: str,
+    *,
+    camera: str = DEFAULT_CAMERA,
+    seed: int = 0,
+    image_size: int = 128,
+    render: str = "fast",
+) -> np.ndarray:
+    """Would be the last frame of a scripted success: take one of your demonstrations instead.
+
+    Raises:
+        NotImplementedError: always, for there are no scripted policies.
+    """
+    sim = AdroitSim(task, camera=camera, image_size=image_size, render=render)
+    return simulator.goal_image(sim, seed)
