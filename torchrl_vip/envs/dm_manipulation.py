@@ -38,9 +38,7 @@ def _dm_control() -> tuple[Any, Any, Any]:
     try:
         from dm_control import composer, manipulation, mjcf
     except ImportError as error:
-        raise ImportError(
-            'dm_control is not installed: pip install "torchrl-vip[dm]"'
-        ) from error
+        raise ImportError('dm_control is not installed: pip install "torchrl-vip[dm]"') from error
     return composer, manipulation, mjcf
 
 
@@ -53,7 +51,7 @@ class ManipulationSim(Simulator):
     """One task of dm_control.manipulation; the reward is its own, 0 to 1."""
 
     # 90 faces the robot, 270 looks from behind it
-    WIDE = Randomization((0.0, 0.0, 0.12), (-10.0, 190.0), (-60.0, -20.0), (0.75, 1.2))
+    WIDE = Randomization((0.0, 0.0, 0.16), (-10.0, 190.0), (-60.0, -20.0), (0.85, 1.25))
     MILD = WIDE.mild((70, 110), (-55, -40), (0.8, 1.0))
     SURFACES = ("groundplane",)
     VIEWS = {
@@ -227,7 +225,7 @@ class _Grasp:
     """Above the brick, across its short side, down, close, up; for place: over the target, down."""
 
     def __init__(self, sim: ManipulationSim) -> None:
-        self.sim, self.phase, self.since = sim, "above", 0
+        self.sim, self.phase, self.since, self.side = sim, "above", 0, 0
 
     def go(self, phase: str) -> None:
         self.phase, self.since = phase, 0
@@ -235,9 +233,15 @@ class _Grasp:
     def __call__(self, state: np.ndarray, t: int) -> np.ndarray:
         self.since += 1
         hand, target, thing = (state[i : i + 3].astype(float) for i in (0, 30, 33))
-        axes, brick = np.empty(9), state[36:40].astype(float)
-        mujoco.mju_quat2Mat(axes, brick)
-        closing = _horizontal(axes.reshape(3, 3)[:, 0])
+        axes = np.empty(9)
+        mujoco.mju_quat2Mat(axes, state[36:40].astype(float))
+        sides = [_horizontal(axis) for axis in axes.reshape(3, 3).T[:2]]  # across: 3.2 and 6.4 cm
+        if self.phase == "above":
+            pillar = _horizontal(target - thing) if self.sim.kind == "place" else np.zeros(3)
+            near = np.linalg.norm((target - thing)[:2]) < 0.17
+            # no finger fits between brick and pillar: then close across that direction
+            self.side = int(near and abs(sides[0] @ pillar) > abs(sides[1] @ pillar))
+        closing = sides[self.side]
         closing *= np.sign(closing @ state[3:12].reshape(3, 3)[:, 0]) or 1.0
         # the two fingers and the one opposite meet 1.5 cm beside the pinch site
         grip = thing + 0.015 * np.cross([0, 0, -1], closing) + [0, 0, 0.012]

@@ -1,0 +1,166 @@
+"""MPPI and CEM against a problem whose optimum is known, and roll-outs in processes."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from torchrl_vip.planning import (
+    CEM,
+    MPPI,
+    Rollouts,
+    filtered_noise,
+    last_reward,
+    mppi_weights,
+    rollout,
+)
+
+DT, HORIZON = 0.2, 8
+A = np.array([[1.0, DT], [0.0, 1.0]])
+B = np.array([[0.0], [DT]])
+Q, R = np.diag([1.0, 0.1]), np.array([[0.05]])
+
+
+class PointMass:
+    """A simulator of a linear-quadratic problem: position and velocity, a force, no renderer."""
+
+    def __init__(self, broken: bool = False) -> None:
+        if broken:
+            raise ValueError("no such task")
+        self.x = np.array([0.8, 0.0])
+
+    def get_state(self) -> np.ndarray:
+        return self.x.copy()
+
+    def set_state(self, state: np.ndarray) -> None:
+        self.x = state.copy()
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
+        if np.isnan(action).any():
+            raise FloatingPointError("nan action")
+        self.x = A @ self.x + B @ action
+        return self.x, -float(self.x @ Q @ self.x + action @ R @ action), False
+
+    def close(self) -> None:
+        pass
+
+
+def position(sim: PointMass, reward: float) -> np.ndarray:
+    return sim.x[:1]
+
+
+def optimum(x: np.ndarray) -> tuple[np.ndarray, float]:
+    """Actions and total reward of the best plan of HORIZON steps, by the Riccati recursion."""
+    value, gains = np.zeros((2, 2)), []
+    for _ in range(HORIZON):
+        later = Q + value  # the cost is of the state arrived at
+        gain = np.linalg.solve(R + B.T @ later @ B, B.T @ later @ A)
+        value = A.T @ later @ (A - B @ gain)
+        gains.append(gain)
+    actions, total, sim = [], 0.0, PointMass()
+    sim.set_state(x)
+    for gain in reversed(gains):
+        actions.append(-gain @ sim.x)
+        total += sim.step(actions[-1])[1]
+    np.testing.assert_allclose(total, -x @ value @ x)  # the recursion's own value
+    return np.array(actions), total
+
+
+@pytest.mark.parametrize(
+    ("planner", "within"),
+    [
+        (CEM(1, horizon=HORIZON, trajectories=200, iterations=20, elites=20), 0.001),
+        (MPPI(1, horizon=HORIZON, trajectories=200, iterations=40, sigma=0.3, kappa=10), 0.01),
+    ],
+)
+def test_planners_find_the_linear_quadratic_optimum(planner, within: float) -> None:
+    sim, start = PointMass(), np.array([0.4, 0.0])
+    best, total = optimum(start)
+    assert np.abs(best).max() < 1  # the bounds play no part
+    rollouts = Rollouts(PointMass, last_reward, every=True)
+    mean = planner.improve(lambda actions: rollouts(start, actions).sum(1))
+    reached = rollout(sim, start, mean[None], every=True).sum()
+    assert total * (1 + within) <= reached <= total + 1e-12
+    assert np.abs(mean - best)[:3].max() < 0.1
+
+
+def test_receding_horizon_with_a_last_step_score_brings_the_mass_home() -> None:
+    sim, planner = PointMass(), MPPI(1, horizon=HORIZON)
+    with Rollouts(PointMass, position) as rollouts:
+        for _ in range(60):
+            state = sim.get_state()
+            sim.step(planner.plan(lambda a, s=state: -np.abs(rollouts(s, a)[:, 0])))
+    assert abs(sim.x[0]) < 0.05
+
+
+def test_the_filter_by_hand() -> None:
+    white = np.random.default_rng(3).normal(size=(2, 4, 1))
+    noise = filtered_noise(np.random.default_rng(3), (2, 4, 1), (0.5, 0.25, 0.125))
+    first = white[:, 0]
+    second = 0.5 * white[:, 1] + 0.25 * first
+    third = 0.5 * white[:, 2] + 0.25 * second + 0.125 * first
+    np.testing.assert_allclose(noise[:, 0], first)
+    np.testing.assert_allclose(noise[:, 1], second)
+    np.testing.assert_allclose(noise[:, 2], third)
+
+
+def test_weights_by_hand() -> None:
+    scores = np.array([0.0, np.log(3.0)])
+    np.testing.assert_allclose(mppi_weights(scores, 1.0, scale=False), [0.25, 0.75])
+    np.testing.assert_allclose(mppi_weights(scores, 0.5), mppi_weights(7 * scores - 3, 0.5))
+    np.testing.assert_allclose(mppi_weights(np.full(4, 2.0), 5.0), 0.25)  # nothing to choose
+
+
+def test_plans_repeat_by_seed_and_warm_start_by_a_shift() -> None:
+    planner = MPPI(2, horizon=3, trajectories=8, rest=[0.5, -0.5])
+
+    def score(actions: np.ndarray) -> np.ndarray:
+        return -np.square(actions - 0.3).sum((1, 2))
+
+    first, rest = planner.plan(score), planner.mean.copy()
+    np.testing.assert_array_equal(rest[-1], [0.5, -0.5])
+    planner.reset(0)
+    np.testing.assert_array_equal(planner.mean, np.tile([0.5, -0.5], (3, 1)))
+    mean = planner.improve(score)
+    np.testing.assert_array_equal(first, mean[0])
+    np.testing.assert_array_equal(rest[:-1], mean[1:])
+
+
+def test_an_action_without_noise_stays_at_rest() -> None:
+    for planner in (MPPI(2, sigma=[1, 0], rest=[0, -1]), CEM(2, sigma=[1, 0], rest=[0, -1])):
+        assert planner.plan(lambda actions: actions.sum((1, 2)))[1] == -1
+
+
+def test_scores_are_checked() -> None:
+    planner = MPPI(1, trajectories=4)
+    with pytest.raises(ValueError, match=r"shape \(4, 12\); wanted \(4,\)"):
+        planner.plan(lambda actions: actions[..., 0])
+    with pytest.raises(ValueError, match="no score is finite"):
+        planner.plan(lambda actions: np.full(4, np.nan))
+    assert np.isfinite(planner.plan(lambda actions: np.array([0, np.nan, -np.inf, 1]))).all()
+    with pytest.raises(ValueError, match="elites is 9; wanted 1 to 4"):
+        CEM(1, trajectories=4, elites=9)
+
+
+def test_processes_change_nothing() -> None:
+    state = np.array([0.5, -0.1])
+    actions = np.random.default_rng(0).uniform(-1, 1, (5, 3, 1))
+    here = Rollouts(PointMass, every=True)(state, actions)
+    assert here.shape == (5, 3)
+    with Rollouts(PointMass, every=True, processes=2) as rollouts:
+        for _ in range(2):  # the workers stay
+            np.testing.assert_array_equal(rollouts(state, actions), here)
+        np.testing.assert_array_equal(rollouts(state, actions[:1]), here[:1])  # one has no work
+    assert not rollouts._workers
+
+
+def test_errors_of_a_worker_arrive() -> None:
+    with pytest.raises(ValueError, match="no such task"):
+        Rollouts(partial(PointMass, broken=True), processes=1)
+    rollouts = Rollouts(PointMass, processes=1)
+    with pytest.raises(FloatingPointError, match="nan action"):
+        rollouts(np.zeros(2), np.full((2, 3, 1), np.nan))
+    rollouts = Rollouts(PointMass, processes=1)
+    rollouts._workers[0].terminate()
+    with pytest.raises(RuntimeError, match="a rollout worker died"):
+        rollouts(np.zeros(2), np.zeros((2, 3, 1)))

@@ -1,0 +1,361 @@
+"""FrankaKitchen (a 9-joint Franka at a kitchen front, 12 tasks) as pixel environments.
+
+Shapes: pixels uint8 [H, W, 3]; state float32 [9] = arm joints (rad) and fingers (m); full_state
+float32 [59] = qpos [30] and qvel [29]; action float32 [9] in [-1, 1] = joint velocity (1 = 2 rad/s,
+or m/s for the fingers), held for 80 ms. The physics is gymnasium-robotics' KitchenEnv without
+observation noise. Needs ``pip install "torchrl-vip[robotics]"``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torchrl.envs import EnvBase
+
+from torchrl_vip.envs import simulator
+from torchrl_vip.envs.simulator import Randomization, Simulator, mujoco
+
+
+class Task(NamedTuple):
+    """One joint to move: from ``start`` to ``target`` (rad, or m for the sliding door)."""
+
+    joint: str
+    site: str  # where to hold it
+    start: float
+    target: float
+
+
+# name: joint, handle, open or on position, the two words
+_OBJECTS = {
+    "micro": ("microwave", "microhandle_site", -1.25, "open", "close"),
+    "sdoor": ("slide_cabinet", "slide_site", 0.44, "open", "close"),
+    "ldoor": ("left_hinge_cabinet", "hinge_site1", -1.25, "open", "close"),
+    "rdoor": ("right_hinge_cabinet", "hinge_site2", 1.57, "open", "close"),
+    "knob1": ("knob_Joint_1", "knob1_site", -1.57, "on", "off"),
+    "light": ("light_switch", "light_site", -0.7, "on", "off"),
+}
+TASKS: dict[str, Task] = {
+    f"{name}_{word}": Task(joint, site, start, opened - start)
+    for name, (joint, site, opened, *words) in _OBJECTS.items()
+    for word, start in zip(words, (0.0, opened), strict=True)
+}
+
+SCRIPTED_TASKS: tuple[str, ...] = ()  # demonstrations are planned and shipped instead
+
+DEFAULT_CAMERA = "default"
+CAMERAS = ("default", "left_cam", "right_cam")
+
+TOLERANCE = 0.15  # of a joint's range
+KETTLE_RANGE = 1.0  # m: the kettle moves freely, so its range is a convention of this file
+START_NOISE = 0.02  # rad, of the arm's joints after a reset
+_STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+_ROBOT, _KETTLE = slice(0, 9), slice(23, 26)  # in qpos; what lies between are the objects' joints
+
+
+def list_tasks() -> list[str]:
+    """Names of the 12 tasks, e.g. ``"sdoor_open"``."""
+    return sorted(TASKS)
+
+
+def _environment() -> Any:
+    try:
+        from gymnasium_robotics.envs.franka_kitchen.kitchen_env import KitchenEnv
+    except ImportError as error:
+        raise ImportError(
+            'gymnasium-robotics is not installed: pip install "torchrl-vip[robotics]"'
+        ) from error
+    return KitchenEnv(object_noise_ratio=0.0, robot_noise_ratio=0.0)
+
+
+class KitchenSim(Simulator):
+    """One FrankaKitchen task. The reward is -5 |joint error| / range - distance (m) of the hand to
+    the handle; success is the task's joint within 0.15 of its range of the target and every other
+    object's within 0.15 of its range of where it started (the kettle: 0.15 m)."""
+
+    # 90 looks over the robot at the kitchen front; beyond 25 and 155 the cabinets hide the oven
+    WIDE = Randomization((-0.2, 0.5, 2.0), (35.0, 145.0), (-50.0, -10.0), (1.8, 2.6))
+    MILD = WIDE.mild((55, 90), (-40, -28), (2.0, 2.4))
+    SURFACES = ("texplane", "T_wall_marble", "T_wall_metal", "T_counter_marble", "T_hinge_wood")
+    VIEWS = {
+        # relay-policy-learning's camera, which gymnasium-robotics kept; that of the VIP paper's
+        # "default" runs is not published
+        "default": ((-0.2, 0.5, 2.0), 70.0, -35.0, 2.2),
+    }
+    ACTION_SIZE, STATE_SIZE, FULL_STATE_SIZE = 9, 9, 59
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        camera: str = DEFAULT_CAMERA,
+        image_size: int = 128,
+        render: str = "fast",
+    ) -> None:
+        if task not in TASKS:
+            raise ValueError(f"unknown task {task!r}; choose from {list_tasks()}")
+        if camera not in CAMERAS:
+            raise ValueError(f"unknown camera {camera!r}; choose from {list(CAMERAS)}")
+        model_camera = camera.replace("_cam", "_cap")  # the model's own name for the same views
+        super().__init__(task, camera=model_camera, image_size=image_size, render=render)
+        self.rule = TASKS[task]
+        self.env = _environment()
+        self.robot = self.env.robot_env
+        model = self.env.model
+        # the paper's poses: higher and farther to the side than the model's
+        model.cam("left_cap").pos, model.cam("left_cap").quat = _unit(
+            (-1.4, -0.75, 3.0), (0.78, 0.49, -0.22, -0.32)
+        )
+        model.cam("right_cap").pos, model.cam("right_cap").quat = _unit(
+            (1.4, -0.75, 3.0), (0.76, 0.5, 0.21, 0.35)
+        )
+        # the model asks for a buffer of 2560 x 1920 whatever the image
+        model.vis.global_.offwidth = model.vis.global_.offheight = image_size
+        self.bind(model, self.env.data)
+        self._aim()
+
+    def _aim(self) -> None:
+        """Start, target and range of every object's joint, in qpos' order without the kettle."""
+        model, rule = self.model, self.rule
+        between = range(_ROBOT.stop, _KETTLE.start)
+        joints = [j for j in range(model.njnt) if model.jnt_qposadr[j] in between]
+        self._start = self.robot.init_qpos.copy()
+        moved = {model.joint(rule.joint).id: (rule.start, rule.target)}
+        for i in range(model.neq):  # knob = 174 burner, switch = 14 lamp: the follower moves too
+            leader, follower, ratio = model.eq_obj1id[i], model.eq_obj2id[i], model.eq_data[i, 1]
+            if leader in moved:
+                moved[follower] = tuple(value / ratio for value in moved[leader])
+        self._goal = self._start[between].copy()
+        for joint, (start, target) in moved.items():
+            adr = model.jnt_qposadr[joint]
+            self._goal[adr - _ROBOT.stop] = target
+            if start != 0.0:  # else where the environment puts it, a thousandth from zero
+                self._start[adr] = start
+        low, high = model.jnt_range[joints].T
+        self._range = high - low
+        self._index = model.joint(rule.joint).qposadr[0] - _ROBOT.stop
+
+    def reset(self, seed: int) -> np.ndarray:
+        """The arm's joints start within a small normal noise of the usual pose."""
+        rng = np.random.default_rng(seed)
+        qpos = self._start.copy()
+        low, high = self.model.jnt_range[:7].T
+        qpos[:7] = np.clip(qpos[:7] + rng.normal(0.0, START_NOISE, 7), low, high)
+        mujoco.mj_resetData(self.model, self.data)
+        self.robot.set_state(qpos, np.zeros(self.model.nv))
+        self.robot._get_obs()  # the next control starts from the joints it saw last
+        return self._read()
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
+        # through float32, so that stored actions repeat an episode exactly
+        action = np.clip(np.asarray(action, np.float32), -1.0, 1.0).astype(np.float64)
+        self.robot.step(action)
+        return self._read(), self.reward(), self.success()
+
+    def _read(self) -> np.ndarray:
+        # a step leaves sites and geoms where they were before its last 2 ms
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
+        self.full_state = np.concatenate([self.data.qpos, self.data.qvel]).astype(np.float32)
+        return self.full_state
+
+    def state(self) -> np.ndarray:
+        return self.full_state[:9]
+
+    def joint_errors(self) -> np.ndarray:
+        """Distance of each object's joint from where it belongs, in parts of its range, [15]: the
+        kettle's position is the last."""
+        qpos = self.data.qpos
+        joints = np.abs(qpos[_ROBOT.stop : _KETTLE.start] - self._goal) / self._range
+        kettle = np.linalg.norm(qpos[_KETTLE] - self._start[_KETTLE]) / KETTLE_RANGE
+        return np.append(joints, kettle)
+
+    def joint_error(self) -> float:
+        """Distance of the task's joint from its target, in parts of its range."""
+        return float(self.joint_errors()[self._index])
+
+    def hand(self) -> np.ndarray:
+        """Where the hand is, [3] (m)."""
+        return self.data.site("end_effector").xpos.copy()
+
+    def handle(self, offset: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> np.ndarray:
+        """Where the thing to move is held, [3] (m); ``offset`` is in its own frame."""
+        site = self.data.site(self.rule.site)
+        return site.xpos + site.xmat.reshape(3, 3) @ np.asarray(offset)
+
+    def reward(self) -> float:
+        """The dense reward of the current state."""
+        return -5.0 * self.joint_error() - float(np.linalg.norm(self.hand() - self.handle()))
+
+    def success(self) -> bool:
+        """Whether the task is solved and nothing else is disturbed."""
+        return bool((self.joint_errors() < TOLERANCE).all())
+
+    def get_state(self) -> np.ndarray:
+        """All that the next steps depend on, float64."""
+        state = np.empty(mujoco.mj_stateSize(self.model, _STATE))
+        mujoco.mj_getState(self.model, self.data, state, _STATE)
+        # the robot turns velocities into positions from what it saw last
+        return np.concatenate([state, self.robot._last_robot_qpos])
+
+    def set_state(self, state: np.ndarray) -> np.ndarray:
+        """Continues exactly where :meth:`get_state` was called; returns full_state."""
+        mujoco.mj_setState(self.model, self.data, state[:-9], _STATE)
+        self.robot._last_robot_qpos = state[-9:].copy()
+        return self._read()
+
+    def replay(self, qpos: np.ndarray) -> np.ndarray:
+        """Frames of stored positions [T, 30], uint8 [T, H, W, 3]; the state is as before."""
+        state, frames = self.get_state(), []
+        for position in qpos:
+            self.data.qpos[:] = position
+            self._read()
+            frames.append(self.render().copy())
+        self.set_state(state)
+        return np.stack(frames)
+
+    def repeat(self, demonstration: Demonstration, steps: int | None = None) -> np.ndarray:
+        """Resets and repeats the first ``steps`` actions (None: all); returns full_state.
+
+        The paper's easy setting starts from step 20 of a demonstration.
+        """
+        self.reset(demonstration.seed)
+        for action in demonstration.actions[:steps]:
+            self.step(action)
+        return self.full_state
+
+
+SIMULATOR = KitchenSim
+
+
+def _unit(
+    position: tuple[float, ...], quaternion: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(position), np.array(quaternion) / np.linalg.norm(quaternion)
+
+
+# --- demonstrations -------------------------------------------------------------------------------
+
+
+class Demonstration(NamedTuple):
+    """One planned episode of T steps, or one that fails.
+
+    Attributes:
+        qpos: float32 ``[T + 1, 30]``, from the reset on.
+        actions: float32 ``[T, 9]``.
+        seed: of the reset.
+        success: whether the last state is solved.
+        kind: ``"success"``, or how it fails.
+    """
+
+    qpos: np.ndarray
+    actions: np.ndarray
+    seed: int
+    success: bool
+    kind: str
+
+
+SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "kitchen"
+
+
+def write_demonstrations(path: Path, demonstrations: list[Demonstration]) -> None:
+    """Writes one task's episodes as .npz, in one atomic step."""
+    part = path.with_name(f".{path.stem}.part.npz")
+    np.savez_compressed(
+        part,
+        qpos=np.concatenate([d.qpos for d in demonstrations]).astype(np.float32),
+        actions=np.concatenate([d.actions for d in demonstrations]).astype(np.float32),
+        steps=np.array([len(d.actions) for d in demonstrations]),
+        seed=np.array([d.seed for d in demonstrations]),
+        success=np.array([d.success for d in demonstrations]),
+        kind=np.array([d.kind for d in demonstrations]),
+    )
+    part.replace(path)
+
+
+def read_demonstrations(path: Path) -> list[Demonstration]:
+    """The episodes of a file by :func:`write_demonstrations`."""
+    with np.load(path) as stored:
+        steps = stored["steps"]
+        return [
+            Demonstration(qpos, actions, int(seed), bool(success), str(kind))
+            for qpos, actions, seed, success, kind in zip(
+                np.split(stored["qpos"], np.cumsum(steps + 1)[:-1]),
+                np.split(stored["actions"], np.cumsum(steps)[:-1]),
+                *(stored[name] for name in ("seed", "success", "kind")),
+                strict=True,
+            )
+        ]
+
+
+def demonstrations(task: str, *, success: bool | None = True) -> list[Demonstration]:
+    """The shipped episodes of a task: the successes, the failures (False) or all (None).
+
+    They were planned on the true state; see ``torchrl_vip.planning.demonstrate``.
+
+    Raises:
+        ValueError: an unknown task.
+        FileNotFoundError: none are shipped for it.
+    """
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; choose from {list_tasks()}")
+    path = SHIPPED / f"{task}.npz"
+    if not path.exists():
+        raise FileNotFoundError(f"no demonstrations of {task!r} are shipped: no planner solved it")
+    return [d for d in read_demonstrations(path) if success is None or d.success == success]
+
+
+def make_env(
+    task: str,
+    *,
+    camera: str = DEFAULT_CAMERA,
+    image_size: int = 128,
+    seed: int | None = None,
+    device: Any = "cpu",
+    num_envs: int = 1,
+    max_steps: int = 100,
+    render: str = "fast",
+    randomize: Randomization | bool | None = None,
+) -> EnvBase:
+    """A kitchen task with pixels, state, full_state, the dense reward and success.
+
+    ``camera`` is one of CAMERAS. The rest as in :func:`torchrl_vip.envs.metaworld.make_env`.
+
+    Example:
+        >>> env = make_env("sdoor_open", camera="left_cam", seed=0)
+        >>> env.rollout(3)["next", "pixels"].shape
+        torch.Size([3, 128, 128, 3])
+    """
+    return simulator.make_env(
+        partial(KitchenSim, task, camera=camera, image_size=image_size, render=render),
+        num_envs=num_envs,
+        seed=seed,
+        max_steps=max_steps,
+        randomize=randomize,
+        device=device,
+    )
+
+
+def goal_image(
+    task: str,
+    *,
+    camera: str = DEFAULT_CAMERA,
+    seed: int = 0,
+    image_size: int = 128,
+    render: str = "fast",
+) -> np.ndarray:
+    """Last frame of a shipped demonstration (number ``seed``, counted round), uint8 [H, W, 3].
+
+    Raises:
+        FileNotFoundError: none are shipped for this task.
+    """
+    solved = demonstrations(task)
+    if not solved:
+        raise FileNotFoundError(f"no solved demonstration of {task!r} is shipped")
+    sim = KitchenSim(task, camera=camera, image_size=image_size, render=render)
+    try:
+        return sim.replay(solved[seed % len(solved)].qpos[-1:])[0]
+    finally:
+        sim.close()

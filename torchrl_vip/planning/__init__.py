@@ -1,0 +1,16 @@
+"""Planning on a real simulator: sampled action sequences, run from its saved state, scored, mixed."""
+
+from torchrl_vip.planning.mppi import CEM, MPPI, Planner, filtered_noise, mppi_weights
+from torchrl_vip.planning.rollout import Rollouts, last_frame, last_reward, rollout
+
+__all__ = [
+    "CEM",
+    "MPPI",
+    "Planner",
+    "Rollouts",
+    "filtered_noise",
+    "last_frame",
+    "last_reward",
+    "mppi_weights",
+    "rollout",
+]
