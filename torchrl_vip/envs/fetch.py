@@ -232,9 +232,7 @@ class _Push:
             if away < 0.02:
                 self.phase = "down"
             level = thing[2] + 0.09
-            if (
-                hand[2] < level - 0.03 and away > 0.04
-            ):  # up before sideways: the object is in the way
+            if hand[2] < level - 0.03 and away > 0.04:  # up first: the object is in the way
                 return _toward(hand, np.append(hand[:2], level), 0.7, CLOSE)
             return _toward(hand, np.append(behind[:2], level), 0.7, CLOSE)
         if self.phase == "down":
