@@ -147,7 +147,7 @@ def test_a_goal_image_and_a_start_within_a_demonstration() -> None:
 def test_demonstrating_resumes_and_makes_failures_as_long(tmp_path, monkeypatch) -> None:
     planned = []  # by shipped episodes: a plan takes a minute
 
-    def plan_episode(sim, rollouts, planner, recipe, seed, progress=None):
+    def plan_episode(sim, rollouts, planner, recipe, seed, guide, progress):
         planned.append(seed)
         shipped = kitchen.demonstrations("sdoor_open")[0]
         if seed == 0:

@@ -1,9 +1,10 @@
 """Plans demonstrations: ``python -m torchrl_vip.planning.demonstrate --suite kitchen --out DIR``.
 
 Each episode starts from the reset pose of its own seed and is planned on the true state, step by
-step; it is a success if its last states are solved. A failure has its success's number of steps, so
-that length tells nothing: an episode whose plan did not get there, a success's actions from another
-start up to some point and standing still from then on, or smooth random motion. Writes
+step; it is a success if its last states are solved. The first success is planned from nothing and
+guides the later ones, which so search less and move alike. A failure has its success's number of
+steps, so that length tells nothing: an episode whose plan did not get there, a success's actions from
+another start up to some point and standing still from then on, or smooth random motion. Writes
 DIR/<task>.npz (:func:`torchrl_vip.envs.kitchen.read_demonstrations`) after every episode: a killed
 run continues where it stopped.
 """
@@ -25,6 +26,7 @@ from torchrl_vip.envs.kitchen import (
     read_demonstrations,
     write_demonstrations,
 )
+from torchrl_vip.envs.simulator import mujoco
 from torchrl_vip.planning.mppi import MPPI, Planner, filtered_noise
 from torchrl_vip.planning.rollout import Rollouts
 
@@ -35,30 +37,27 @@ FINGERS = slice(7, 9)
 class Recipe(NamedTuple):
     """How one task is planned."""
 
-    hold: tuple[float, float, float] = (0.0, 0.0, 0.0)  # hand beside the handle, in its frame (m)
-    pull: float = 5.0  # worth of the joint's range against a metre of the hand's way
-    grasp: float | None = None  # m to the hold at which the fingers close; None plans them too
+    grasp: float | None = None  # m to the handle at which the fingers close; None plans them too
     horizon: int = 12
     trajectories: int = 32
     sigma: float = 1.0
     steps: int = 100
 
 
-RECIPES: dict[str, Recipe] = {}
+RECIPES: dict[str, Recipe] = {"micro_open": Recipe(grasp=0.03)}
 """Tasks that the paper's settings do not solve."""
 
 
-def shaped_reward(sim: KitchenSim, reward: float, recipe: Recipe) -> float:
-    """The task's reward, with the hand drawn to ``recipe.hold`` instead of the handle itself."""
-    way = np.linalg.norm(sim.hand() - sim.handle(recipe.hold))
-    return -recipe.pull * sim.joint_error() - float(way)
+def state_reward(sim: KitchenSim, _: float) -> float:
+    """The true reward of the state, which :class:`PlanningSim` leaves out of its steps."""
+    return sim.reward()
 
 
 def grip(sim: KitchenSim, action: np.ndarray, recipe: Recipe) -> np.ndarray:
     """The action with its fingers set by ``recipe.grasp``: noise never holds them long enough."""
     if recipe.grasp is None:
         return action
-    near = np.linalg.norm(sim.hand() - sim.handle(recipe.hold)) < recipe.grasp
+    near = np.linalg.norm(sim.hand() - sim.handle()) < recipe.grasp
     action = np.array(action)
     action[FINGERS] = -1.0 if near else 1.0
     return action
@@ -75,13 +74,20 @@ class PlanningSim(KitchenSim):
         self.robot.frame_skip //= 4
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
-        return super().step(grip(self, action, self.recipe))
+        """Without reward and success: :func:`state_reward` looks at the last step only."""
+        self.robot.step(np.asarray(grip(self, action, self.recipe), np.float64))
+        mujoco.mj_kinematics(self.model, self.data)
+        return self.full_state, 0.0, False
 
 
-def make_planner(recipe: Recipe) -> Planner:
-    """MPPI with the paper's filter and temperature."""
+def make_planner(recipe: Recipe, guided: bool = False) -> Planner:
+    """MPPI with the paper's filter and temperature; near a guide a quarter of the search will do."""
+    share = 4 if guided else 1
     return MPPI(
-        9, horizon=recipe.horizon, trajectories=recipe.trajectories, sigma=recipe.sigma
+        9,
+        horizon=recipe.horizon,
+        trajectories=recipe.trajectories // share,
+        sigma=recipe.sigma / share,
     )
 
 
@@ -91,15 +97,24 @@ def plan_episode(
     planner: Planner,
     recipe: Recipe,
     seed: int,
+    guide: np.ndarray | None = None,
     progress: Any = None,
 ) -> Demonstration:
-    """One planned episode, until it has been solved for SETTLE steps or after ``recipe.steps``."""
+    """One planned episode, until it has been solved for SETTLE steps or after ``recipe.steps``.
+
+    The actions of ``guide`` [T, 9] are where each step of the plan is first looked for.
+    """
     sim.reset(seed)
     planner.reset(seed)
+    horizon = len(planner.mean)
+    guide = np.zeros((0, 9)) if guide is None else guide
+    guide = np.concatenate([guide, np.zeros((recipe.steps + horizon, 9))])
+    planner.mean = guide[:horizon]
     qpos, actions, lasted = [sim.data.qpos.copy()], [], 0
     for t in range(recipe.steps):
         state = sim.get_state()
         action = grip(sim, planner.plan(partial(rollouts, state)), recipe).astype(np.float32)
+        planner.mean[-1] = guide[t + horizon]
         _, _, solved = sim.step(action)
         qpos.append(sim.data.qpos.copy())
         actions.append(action)
@@ -174,15 +189,16 @@ def demonstrate(
     if len(solved) >= episodes and len(stored) - len(solved) >= episodes:
         return stored
     recipe = RECIPES.get(task, Recipe())
-    sim, planner = KitchenSim(task, image_size=32), make_planner(recipe)
+    sim = KitchenSim(task, image_size=32)
     number = 1 + max((d.seed - 1000 * seed for d in planned), default=-1)
     if len(solved) < episodes and number < attempts:
-        observe = partial(shaped_reward, recipe=recipe)
         make_sim = partial(PlanningSim, task, recipe)
-        with Rollouts(make_sim, observe, processes=processes) as rollouts:
+        with Rollouts(make_sim, state_reward, processes=processes) as rollouts:
             while len(solved) < episodes and number < attempts:
+                guide = solved[0].actions if solved else None
+                planner = make_planner(recipe, guide is not None)
                 episode = plan_episode(
-                    sim, rollouts, planner, recipe, 1000 * seed + number, progress
+                    sim, rollouts, planner, recipe, 1000 * seed + number, guide, progress
                 )
                 number += 1
                 planned.append(episode)

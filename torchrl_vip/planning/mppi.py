@@ -148,6 +148,9 @@ class MPPI(Planner):
 class CEM(Planner):
     """Cross-entropy method (Rubinstein 1999): each iteration refits mean and spread to the best.
 
+    Its filter is (0.6, 0.8, 0) unless given: noise of the same spread at every step, or each refit
+    would shrink the spread by itself.
+
     Args:
         elites: how many candidates are the best.
         floor: smallest standard deviation, so that later iterations still search.
@@ -157,7 +160,7 @@ class CEM(Planner):
     def __init__(
         self, action_size: int, *, elites: int = 8, floor: float = 0.02, **settings
     ) -> None:
-        super().__init__(action_size, **{"iterations": 4, **settings})
+        super().__init__(action_size, **{"iterations": 4, "beta": (0.6, 0.8, 0.0), **settings})
         if not 0 < elites <= self.shape[0]:
             raise ValueError(f"elites is {elites}; wanted 1 to {self.shape[0]}")
         self.elites, self.floor = elites, floor

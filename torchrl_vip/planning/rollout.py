@@ -102,19 +102,22 @@ class Rollouts:
         shares = np.array_split(actions, len(self._pipes))
         busy = [(pipe, s) for pipe, s in zip(self._pipes, shares, strict=True) if len(s)]
         for pipe, share in busy:
-            pipe.send((state, share))
+            self._talk(pipe.send, (state, share))
         return np.concatenate([self._receive(pipe) for pipe, _ in busy])
 
     def _receive(self, pipe: Any) -> Any:
-        try:
-            result = pipe.recv()
-        except EOFError as error:
-            self.close()
-            raise RuntimeError("a rollout worker died") from error
+        result = self._talk(pipe.recv)
         if isinstance(result, Exception):
             self.close()
             raise result
         return result
+
+    def _talk(self, call: Callable[..., Any], *message: Any) -> Any:
+        try:
+            return call(*message)
+        except (EOFError, OSError) as error:  # OSError: its end of the pipe is broken
+            self.close()
+            raise RuntimeError("a rollout worker died") from error
 
     def close(self) -> None:
         """Ends the workers and frees the simulators."""
