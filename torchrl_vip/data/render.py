@@ -4,9 +4,10 @@
 with its own camera, colours, lights, textures and things that lie about. ``--split heldout``: N
 successes and N failures of each task, one scene (camera and colours) a task; a failure has exactly
 its success's number of frames, so that length tells nothing. Of Meta-World's 50 tasks, 10 are in the
-held-out split only. Writes DIR/<task>/<name>.mp4 and DIR/manifest.json, a list of {file, suite, task,
-success, kind, group, seed, frames, size, stride, reward}; reward is the task's own, one a frame after
-the first. Every clip is a function of (--seed, task, number): a killed run continues where it stopped.
+held-out split only; FrankaKitchen's clips are its shipped demonstrations. Writes DIR/<task>/<name>.mp4
+and DIR/manifest.json, a list of {file, suite, task, success, kind, group, seed, frames, size, stride,
+reward}; reward is the task's own, one a frame after the first. Every clip is a function of (--seed,
+task, number): a killed run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -153,6 +154,40 @@ def render_pair(job: dict[str, Any]) -> list[dict[str, Any]]:
     return entries
 
 
+def render_stored(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The kitchen's shipped demonstrations from each of its cameras; returns manifest entries."""
+    suite, entries = load_suite(args.suite), []
+    views = [
+        (task, camera) for task in args.tasks or suite.list_tasks() for camera in suite.CAMERAS
+    ]
+    for task, camera in tqdm(views, unit="view"):
+        sim = suite.SIMULATOR(task, camera=camera, image_size=args.size)
+        (args.out / task / camera).mkdir(parents=True, exist_ok=True)
+        number = {True: 0, False: 0}
+        for stored in suite.demonstrations(task, success=None):
+            name = "success" if stored.success else "failure"
+            file = f"{task}/{camera}/{name}_{number[stored.success]:04d}.mp4"
+            number[stored.success] += 1
+            stride = args.stride[0]
+            played = sim.replay(stored.qpos[::stride])
+            write_mp4(args.out / file, played.frames)
+            entries.append(
+                {
+                    **{
+                        "file": file,
+                        "suite": args.suite,
+                        "task": task,
+                        "group": f"{task}/{camera}",
+                    },
+                    **{"success": bool(stored.success), "kind": stored.kind, "seed": stored.seed},
+                    **{"frames": len(played.frames), "size": args.size, "stride": stride},
+                    "reward": [round(float(r), 4) for r in played.reward[1:]],
+                }
+            )
+        sim.close()
+    return entries
+
+
 def _start_worker() -> None:
     torch.set_num_threads(1)
 
@@ -192,7 +227,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     suite = load_suite(args.suite)
     held_out = getattr(suite, "HELD_OUT_TASKS", ())
-    scripted = getattr(suite, "SCRIPTED_TASKS", None) or suite.list_tasks()
+    scripted = getattr(suite, "SCRIPTED_TASKS", None)
+    scripted = suite.list_tasks() if scripted is None else scripted
+    stored = hasattr(suite, "demonstrations")
+    if stored and args.split == "train":
+        parser.error(f"--suite {args.suite} is never trained on; wanted --split heldout")
+    if not stored and not scripted:
+        parser.error(f"--suite {args.suite} has no scripted policy, so nothing to render")
     train = [task for task in scripted if task not in held_out]
     tasks = args.tasks or (train if args.split == "train" else list(held_out or scripted))
     if args.per_scene < 1:
@@ -201,8 +242,13 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--size {args.size}: mp4 wants an even number")
     if min(args.stride) < 1:
         parser.error(f"--stride {args.stride}: wanted 1 or more")
-    if unknown := set(tasks) - set(scripted):
+    if unknown := set(tasks) - set(suite.list_tasks() if stored else scripted):
         parser.error(f"no script for tasks {sorted(unknown)} of {args.suite}; there is {scripted}")
+    if stored:
+        entries = render_stored(args)
+        write_json(args.out / "manifest.json", entries)
+        print(f"{len(entries)} clips in {args.out}")
+        return
     for task in tasks:
         (args.out / task).mkdir(parents=True, exist_ok=True)
 

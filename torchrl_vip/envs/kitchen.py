@@ -16,7 +16,7 @@ import numpy as np
 from torchrl.envs import EnvBase
 
 from torchrl_vip.envs import simulator
-from torchrl_vip.envs.simulator import Randomization, Simulator, mujoco
+from torchrl_vip.envs.simulator import Episode, Randomization, Simulator, mujoco
 
 
 class Task(NamedTuple):
@@ -209,15 +209,17 @@ class KitchenSim(Simulator):
         self.robot._last_robot_qpos = state[-9:].copy()
         return self._read()
 
-    def replay(self, qpos: np.ndarray) -> np.ndarray:
-        """Frames of stored positions [T, 30], uint8 [T, H, W, 3]; the state is as before."""
-        state, frames = self.get_state(), []
+    def replay(self, qpos: np.ndarray) -> Episode:
+        """Frames, success and reward of stored positions [T, 30]; the state is as before."""
+        state, frames, success, reward = self.get_state(), [], [], []
         for position in qpos:
             self.data.qpos[:] = position
             self._read()
             frames.append(self.render().copy())
+            success.append(self.success())
+            reward.append(self.reward())
         self.set_state(state)
-        return np.stack(frames)
+        return Episode(np.stack(frames), np.array(success), np.array(reward, np.float32))
 
     def repeat(self, demonstration: Demonstration, steps: int | None = None) -> np.ndarray:
         """Resets and repeats the first ``steps`` actions (None: all); returns full_state.
@@ -359,6 +361,6 @@ def goal_image(
         raise FileNotFoundError(f"no solved demonstration of {task!r} is shipped")
     sim = KitchenSim(task, camera=camera, image_size=image_size, render=render)
     try:
-        return sim.replay(solved[seed % len(solved)].qpos[-1:])[0]
+        return sim.replay(solved[seed % len(solved)].qpos[-1:]).frames[0]
     finally:
         sim.close()

@@ -193,6 +193,8 @@ def update(
 def freeze(encoder: VIPEncoder, below: str | None, batch_norm: bool) -> Callable[[], None]:
     """Take the backbone's children before ``below``, and batch statistics, out of training.
 
+    ``below="head"`` is the whole backbone.
+
     Returns:
         What to call before every step: it puts the encoder in training mode, but for those.
 
@@ -201,7 +203,7 @@ def freeze(encoder: VIPEncoder, below: str | None, batch_norm: bool) -> Callable
     """
     still = []
     if below is not None:
-        children = dict(encoder.backbone.named_children())
+        children = dict(encoder.backbone.named_children()) | {"head": encoder.head}
         if below not in children:
             raise ValueError(
                 f"freeze_below={below}: the backbone's children are {', '.join(children)}."
