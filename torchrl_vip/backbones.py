@@ -22,6 +22,9 @@ class SameConv2d(nn.Conv2d):
             size, stride = x.shape[d], self.stride[d]
             total = max((-(-size // stride) - 1) * stride + self.kernel_size[d] - size, 0)
             pads += [total // 2, total - total // 2]
+        if pads[0] == pads[1] and pads[2] == pads[3]:  # the convolution pads like that by itself
+            padding = (pads[2], pads[0])
+            return F.conv2d(x, self.weight, self.bias, self.stride, padding, 1, self.groups)
         return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, 1, self.groups)
 
 
