@@ -209,6 +209,8 @@ def freeze(encoder: VIPEncoder, below: str | None, batch_norm: bool) -> Callable
                 f"freeze_below={below}: the backbone's children are {', '.join(children)}."
             )
         still = list(children.values())[: list(children).index(below)]
+        if below == "head":
+            still.append(encoder.backbone)
         for module in still:
             module.requires_grad_(False)
     if batch_norm:
