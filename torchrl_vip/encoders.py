@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torchrl_vip.backbones import ENCODERS, fold_batch_norm, foldable
 from torchrl_vip.functional import check_range, preprocess, to_chw
 
-
 CPU_CHUNK = 16  # frames
 
 
