@@ -51,6 +51,23 @@ class GreyEnv(EnvBase):
         pass
 
 
+class GoalEnv(GreyEnv):
+    """Shows its own goal: level 200 in episodes 1, 3, ..., level 5 in episodes 2, 4, ..."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.episode = 0
+        self.observation_spec["goal_image"] = self.observation_spec["pixels"].clone()
+
+    def _reset(self, tensordict=None, **kwargs):
+        self.episode += 1
+        return super()._reset(tensordict)
+
+    def _frames(self):
+        level = 200 if self.episode % 2 else 5
+        return {**super()._frames(), "goal_image": grey(level, *self.frame_shape)}
+
+
 class CountingEncoder(nn.Module):
     """[N, 3, S, S] -> [N, 1], the mean over everything; counts frames and calls."""
 

@@ -264,3 +264,32 @@ def test_the_loss_falls_on_an_easy_set(clips: Path, tmp_path: Path) -> None:
     with open(tmp_path / "metrics.csv", newline="") as file:
         rows = {(int(r["step"]), r["metric"]): float(r["value"]) for r in csv.DictReader(file)}
     assert rows[80, "loss_vip"] < rows[10, "loss_vip"] - 0.2
+
+
+def test_a_head_trains_on_stored_features_as_on_frames(clips: Path, tmp_path: Path) -> None:
+    plain = {"freeze_below": "head", "crop_scale": [1.0, 1.0], "flip": 0.0, "colour": 0.0}
+    folders = [tmp_path / "frames", tmp_path / "features"]
+    for folder, views in zip(folders, (0, 1), strict=True):
+        pretrain(config_of(clips, folder, steps=12, views=views, **plain))
+    frames, features = (load_vip(folder / "final").state_dict() for folder in folders)
+    for name, weight in features.items():
+        torch.testing.assert_close(weight, frames[name], atol=2e-4, rtol=1e-2)
+    stored = next(folders[1].glob("features_*.f16")).stat().st_size
+    assert stored == 4 * 8 * 512 * 2  # clips, frames, features of ResNet-18, bytes
+
+
+def test_embedding_goes_on_where_it_was_cut_short(clips: Path, tmp_path: Path) -> None:
+    config = config_of(clips, tmp_path / "a", steps=4, views=3, stride=2, freeze_below="head")
+    pretrain(config)
+    stored = next((tmp_path / "a").glob("features_*.f16"))
+    whole, (first, *_) = stored.read_bytes(), load_vip(tmp_path / "a" / "final").head.weight
+    assert len(whole) == 3 * 4 * 4 * 512 * 2  # views, clips, every second frame
+    stored.write_bytes(whole[: len(whole) // 2 + 3])
+    pretrain(config | {"resume": False})
+    assert stored.read_bytes() == whole
+    torch.testing.assert_close(load_vip(tmp_path / "a" / "final").head.weight[0], first)
+
+
+def test_stored_features_want_a_frozen_backbone(clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="views=2 wants freeze_below=head"):
+        check(config_of(clips, tmp_path, views=2))

@@ -109,7 +109,7 @@ def test_wrong_names_are_errors_that_list_the_choices() -> None:
     with pytest.raises(ValueError, match="unknown task 'drawer-v3'.*drawer-open-v3"):
         mw.make_env("drawer-v3")
     with pytest.raises(ValueError, match="unknown camera 'top'.*corner4"):
-        mw.make_env(TASK, camera="top")
+        mw.make_env(TASK, cameras="top")
     with pytest.raises(ValueError, match="'fast' or 'faithful'"):
         mw.make_env(TASK, render="best")
 

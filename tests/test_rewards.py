@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from envs import LEVEL, STEP, CountingEncoder, GreyEnv, NativeAutoresetEnv, grey
+from envs import LEVEL, STEP, CountingEncoder, GoalEnv, GreyEnv, NativeAutoresetEnv, grey
 from PIL import Image
 from tensordict import TensorDict
 from torchrl.collectors import Collector, MultiSyncCollector
@@ -204,6 +204,20 @@ def test_goals_at_reset_and_automatic_resets_keep_them():
     close(td["next", "reward"], torch.full((2, 1), GAIN))
     close(td["next", "goal_embedding"], torch.stack([z_of(200), z_of(100)]))
     check_env_specs(env)
+
+
+def test_an_environment_that_shows_its_goal_sets_it_at_every_reset():
+    """Two environments whose episodes last 2 and 3 steps; each one's second goal lies behind it."""
+    makes = [functools.partial(GoalEnv, length=n) for n in (2, 3)]
+    env = make_env(SerialEnv(2, makes))
+    reward = env.rollout(6, break_when_any_done=False)["next", "reward"][..., 0]
+    signs = torch.tensor([[1, 1, -1, -1, 1, 1], [1, 1, 1, -1, -1, -1]])
+    close(reward, signs * GAIN)
+    check_env_specs(env)
+    # A goal given at construction is the user's word against the environment's.
+    env = make_env(SerialEnv(2, makes), goal=grey(200))
+    reward = env.rollout(6, break_when_any_done=False)["next", "reward"]
+    close(reward, torch.full((2, 6, 1), GAIN))
 
 
 def test_goal_embedding_at_reset_of_workers():

@@ -78,6 +78,15 @@ def expect(sampler: VIPSampler, by_hand: dict[tuple, float], n: int = 40_000) ->
         assert abs(counts[sub_clip] / n - p) <= 4.5 * math.sqrt(p * (1 - p) / n), sub_clip
 
 
+def test_a_stride_takes_every_so_many_th_frame() -> None:
+    """Seven frames at stride 3 are rows 0, 3, 6; two frames stay 0, 1; the second clip is 7, 8."""
+    expect(make_sampler(7, stride=3), {tuple(3 * i for i in s): p for s, p in BY_HAND[3].items()})
+    rows, _ = draw(make_sampler(7, 2, stride=3), 200)
+    assert set(rows[rows[:, 0] >= 7].unique().tolist()) == {7, 8}
+    with pytest.raises(ValueError, match="stride is 0"):
+        make_sampler(4, stride=0)
+
+
 def test_geometric_goals_in_a_clip_of_four_frames() -> None:
     """i_0 is 0 or 1; the goal is 1, 2, 3 ahead with probability .6, .24, the rest (p = .4)."""
     by_hand = {

@@ -87,7 +87,37 @@ def test_wrong_names_are_errors_that_list_the_choices(suite) -> None:
     with pytest.raises(ValueError, match=f"unknown task 'fly'.*{task}"):
         module.make_env("fly")
     with pytest.raises(ValueError, match="unknown camera 'nowhere'"):
-        module.make_env(task, camera="nowhere")
+        module.make_env(task, cameras="nowhere")
+
+
+def test_several_cameras_have_keys_of_their_own(suite) -> None:
+    module, task = suite
+    sim = module.SIMULATOR(task, image_size=32)
+    names = [sim.CAMERA, sim.model.cam(0).name]
+    sim.close()
+    env = module.make_env(task, cameras=names, image_size=32, seed=0)
+    check_env_specs(env)
+    env.set_seed(0)  # the check has drawn starts
+    seen = env.reset()
+    one = module.make_env(task, cameras=names[1], image_size=32)
+    one.set_seed(0)
+    assert torch.equal(seen["pixels", names[1]], one.reset()["pixels"])
+    assert not torch.equal(seen["pixels", names[0]], seen["pixels", names[1]])
+    env.close(), one.close()
+    with pytest.raises(ValueError, match="moves the one camera"):
+        module.make_env(task, cameras=names, randomize=True)
+
+
+def test_an_image_as_goal_is_written_at_every_reset(suite) -> None:
+    module, task = suite
+    goal = np.full((40, 48, 3), 7, np.uint8)
+    env = module.make_env(task, image_size=32, seed=0, goal=goal)
+    check_env_specs(env)
+    assert torch.equal(env.reset()["goal_image"], torch.from_numpy(goal))
+    env.close()
+    for wrong, message in [("best", "'best'.*'solved'"), (goal[..., 0], "wanted an image")]:
+        with pytest.raises(ValueError, match=message):
+            module.make_env(task, goal=wrong)
 
 
 @pytest.mark.slow

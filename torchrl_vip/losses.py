@@ -1,9 +1,10 @@
 """Training objectives as TorchRL loss modules: VIP, and the rivals it is compared with.
 
 Each reads a tensordict ``[B]`` with "pixels" ``[B, 4, 3, H, W]`` (o_0, o_t, o_{t+1}, o_g; uint8 or
-floating point in [0, 1]) and writes ``loss_<name>``, ``loss_l1`` and ``loss_l2`` (penalties, already
-weighted: the total is the sum of all ``loss_*``) and detached metrics. Under torch.distributed the
-loss is that of all processes' batches together.
+floating point in [0, 1]), or "features" ``[B, 4, F]`` where only a head is trained. It writes
+``loss_<name>``, ``loss_l1`` and ``loss_l2`` (penalties, already weighted: the total is the sum of all
+``loss_*``) and detached metrics. Under torch.distributed the loss is that of all processes' batches
+together.
 """
 
 from __future__ import annotations
@@ -22,29 +23,34 @@ class EmbeddingLoss(LossModule):
     """What the objectives share: one forward for all frames, and the penalties.
 
     Args:
-        encoder: images ``[N, 3, H, W]`` to ``[N, D]``; trained as it is.
+        encoder: images ``[N, 3, H, W]`` (or features ``[N, F]``) to ``[N, D]``; trained as it is.
         l1, l2: weights of the mean norms of the embedding; 0.001 each in the official trainer.
+        in_key: "pixels", or "features".
     """
 
     name: str
 
-    def __init__(self, encoder: nn.Module, *, l1: float = 0.001, l2: float = 0.001):
+    def __init__(
+        self, encoder: nn.Module, *, l1: float = 0.001, l2: float = 0.001, in_key: str = "pixels"
+    ):
         super().__init__()
         self.encoder = encoder
         self.l1 = l1
         self.l2 = l2
-        self.in_keys = ["pixels"]
+        self.in_keys = [in_key]
 
     def objective(self, z: Tensor, reward: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and detached metrics of embeddings ``[B, 4, D]``."""
         raise NotImplementedError
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        frames = tensordict["pixels"]
-        if frames.ndim != 5 or frames.shape[1] != 4:
+        key = self.in_keys[0]
+        frames = tensordict[key]
+        wanted = {"pixels": "[B, 4, 3, H, W]", "features": "[B, 4, F]"}[key]
+        if frames.ndim != wanted.count(",") + 1 or frames.shape[1] != 4:
             raise ValueError(
-                f'{type(self).__name__} reads "pixels" of shape [B, 4, 3, H, W] (o_0, o_t, o_t+1, '
-                f"o_g); got {tuple(frames.shape)}."
+                f'{type(self).__name__} reads "{key}" of shape {wanted} (o_0, o_t, o_t+1, o_g); got '
+                f"{tuple(frames.shape)}."
             )
         batch = frames.shape[0]
         reward = tensordict.get("reward", -1.0)
@@ -73,7 +79,7 @@ class VIPLoss(EmbeddingLoss):
     Reads also, where present, "reward" ``[B]`` or ``[B, 1]`` (-1, and 0 where o_t is the goal).
 
     Args:
-        encoder, l1, l2: as in :class:`EmbeddingLoss`.
+        encoder, l1, l2, in_key: as in :class:`EmbeddingLoss`.
         gamma: discount in (0, 1).
         num_negatives: in-batch permutations; 3 in the official trainer, 0 for none.
         negatives, clamp: see :func:`torchrl_vip.functional.vip_loss`.
@@ -93,8 +99,9 @@ class VIPLoss(EmbeddingLoss):
         l1: float = 0.001,
         l2: float = 0.001,
         generator: torch.Generator | None = None,
+        in_key: str = "pixels",
     ):
-        super().__init__(encoder, l1=l1, l2=l2)
+        super().__init__(encoder, l1=l1, l2=l2, in_key=in_key)
         self.gamma = gamma
         self.num_negatives = num_negatives
         self.negatives = negatives
@@ -126,14 +133,14 @@ class TripletLoss(EmbeddingLoss):
     """Triplet margin loss: o_t lies nearer to each end than the other end does, by a margin.
 
     Args:
-        encoder, l1, l2: as in :class:`EmbeddingLoss`.
         margin: in embedding units.
+        **options: as of :class:`EmbeddingLoss`.
     """
 
     name = "triplet"
 
-    def __init__(self, encoder: nn.Module, *, margin: float = 1.0, l1=0.001, l2=0.001):
-        super().__init__(encoder, l1=l1, l2=l2)
+    def __init__(self, encoder: nn.Module, *, margin: float = 1.0, **options):
+        super().__init__(encoder, **options)
         self.margin = margin
 
     def objective(self, z: Tensor, reward: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -31,7 +31,7 @@ class VIPSampler(Sampler):
         i_t uniform in [i_0, i_g)
 
     which is the official distribution: videos uniformly, whatever their length. Options change a
-    share of the samples, each drawn for itself::
+    share of the samples, each drawn for itself (``stride`` counts every so many-th frame only)::
 
         geometric = p   i_g = i_0 + k, k ~ Geometric(1 - p), at most T-1: near goals are frequent
 
@@ -55,13 +55,18 @@ class VIPSampler(Sampler):
         geometric: None for uniform goals, or p in (0, 1).
         cross_video: share of samples in [0, 1]; clips that are alone in their group keep a goal of
             their own.
+        stride: frames from o_t to o_{t+1}: where neighbouring frames hardly differ, more than 1. A
+            clip shorter than that takes its last frame.
+        copies: so often the storage holds all the clips, one copy behind the other; the four frames
+            of a sub-clip come from one.
         group: int64 ``[V]``, clips that show the same task have the same number; None puts each
             clip in a group of its own.
         shard: (rank, number of processes). Each process draws the whole batch and keeps its part, so
             that together they have what one process would have had.
 
     Raises:
-        ValueError: no clip, one with fewer than two frames, a share outside of [0, 1].
+        ValueError: no clip, one with fewer than two frames, a share outside of [0, 1], a stride
+            below 1.
     """
 
     def __init__(
@@ -73,6 +78,8 @@ class VIPSampler(Sampler):
         self_transition: float = 0.0,
         geometric: float | None = None,
         cross_video: float = 0.0,
+        stride: int = 1,
+        copies: int = 1,
         group: Tensor | None = None,
         shard: tuple[int, int] = (0, 1),
     ):
@@ -86,7 +93,11 @@ class VIPSampler(Sampler):
                 raise ValueError(f"{name} is {share}; wanted a share in [0, 1].")
         if geometric is not None and not 0 < geometric < 1:
             raise ValueError(f"geometric is {geometric}; wanted None or a number in (0, 1).")
-        self.start, self.length = start, length
+        if stride < 1:
+            raise ValueError(f"stride is {stride}; wanted 1 or more frames.")
+        self.start, self.stride = start, (length - 1).clamp(max=stride)
+        self.length = (length - 1) // self.stride + 1
+        self.copies, self.rows = copies, int((start + length).max())
         self.seed = seed
         self.self_transition = self_transition
         self.geometric = geometric
@@ -105,7 +116,7 @@ class VIPSampler(Sampler):
         rank, processes = self.shard
         generator = generator_at(self.seed, self.step)
         self.step += 1
-        u = torch.rand(7, batch_size * processes, generator=generator, dtype=torch.float64)
+        u = torch.rand(8, batch_size * processes, generator=generator, dtype=torch.float64)
         u = u[:, rank * batch_size : (rank + 1) * batch_size]
         clip = (u[0] * len(self.start)).long()
         length = self.length[clip]
@@ -124,12 +135,15 @@ class VIPSampler(Sampler):
         ]
         goal_clip = torch.where(crosses, mate, clip)
         i_g = torch.where(crosses, self.length[mate] - 1, i_g)
-        goal = self.start[goal_clip] + i_g
-        o_0, o_t = self.start[clip] + i_0, self.start[clip] + i_t
+        o_0, o_t, o_next, goal = (
+            self.start[of] + i * self.stride[of]
+            for of, i in ((clip, i_0), (clip, i_t), (clip, i_t + 1), (goal_clip, i_g))
+        )
         at_goal = u[4] < self.self_transition
         index = torch.stack(
-            [o_0, torch.where(at_goal, goal, o_t), torch.where(at_goal, goal, o_t + 1), goal], 1
+            [o_0, torch.where(at_goal, goal, o_t), torch.where(at_goal, goal, o_next), goal], 1
         )
+        index += self.rows * (u[7] * self.copies).long()[:, None]
         # The storage reads a flat list of rows; who asks for the batch folds it back to [B, 4].
         return index.flatten(), {"reward": at_goal.float().repeat_interleave(4) - 1}
 

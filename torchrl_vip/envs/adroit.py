@@ -10,11 +10,9 @@ hammer, (24, 45) for the pen, (30, 39) for relocate. There are no scripted polic
 from __future__ import annotations
 
 import importlib
-from functools import partial
 from typing import Any
 
 import numpy as np
-from torchrl.envs import EnvBase
 
 from torchrl_vip.envs import simulator
 from torchrl_vip.envs.simulator import Act, Randomization, Simulator
@@ -36,7 +34,6 @@ TASKS: dict[str, tuple[int, int, Randomization]] = {
 }  # fmt: skip
 
 SCRIPTED_TASKS: tuple[str, ...] = ()
-DEFAULT_CAMERA = "front"
 _FRONT = {
     "adroit-door": ((0.05, 0.05, 0.22), 90.0, -40.0, 1.25),
     "adroit-hammer": ((0.0, -0.15, 0.12), 45.0, -40.0, 0.95),
@@ -64,13 +61,15 @@ def _environment(task: str) -> Any:
 class AdroitSim(Simulator):
     """One Adroit task; the reward is its dense one, success its own."""
 
+    CAMERA = "front"
+    MAX_STEPS = 200
     SURFACES = ("groundplane", "marblecube", "wood")
 
     def __init__(
         self,
         task: str,
         *,
-        camera: str = DEFAULT_CAMERA,
+        camera: str | None = None,
         image_size: int = 128,
         render: str = "fast",
     ) -> None:
@@ -117,52 +116,5 @@ class AdroitSim(Simulator):
 
 
 SIMULATOR = AdroitSim
-
-
-def make_env(
-    task: str,
-    *,
-    camera: str = DEFAULT_CAMERA,
-    image_size: int = 128,
-    seed: int | None = None,
-    device: Any = "cpu",
-    num_envs: int = 1,
-    max_steps: int = 200,
-    render: str = "fast",
-    randomize: Randomization | bool | None = None,
-) -> EnvBase:
-    """An Adroit task with pixels, state, full_state, its dense reward and success.
-
-    ``camera`` is ``"front"`` or a camera of the model (``"fixed"``, ``"vil_camera"``). The rest as
-    in :func:`torchrl_vip.envs.metaworld.make_env`.
-
-    Example:
-        >>> env = make_env("adroit-door", seed=0)
-        >>> env.rollout(3)["next", "pixels"].shape
-        torch.Size([3, 128, 128, 3])
-    """
-    return simulator.make_env(
-        partial(AdroitSim, task, camera=camera, image_size=image_size, render=render),
-        num_envs=num_envs,
-        seed=seed,
-        max_steps=max_steps,
-        randomize=randomize,
-        device=device,
-    )
-
-
-def goal_image(
-    task: str,
-    *,
-    camera: str = DEFAULT_CAMERA,
-    seed: int = 0,
-    image_size: int = 128,
-    render: str = "fast",
-) -> np.ndarray:
-    """Would be the last frame of a scripted success: take one of your demonstrations instead.
-
-    Raises:
-        NotImplementedError: always, for there are no scripted policies.
-    """
-    sim = AdroitSim(task, camera=camera, image_size=image_size, render=render)
-    return simulator.goal_image(sim, seed)
+make_env = simulator.for_suite(simulator.make_env, SIMULATOR)
+goal_image = simulator.for_suite(simulator.goal_image, SIMULATOR)

@@ -12,11 +12,9 @@ of the target; stack and reassemble = a reward of 0.95 of 1.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
-from torchrl.envs import EnvBase
 
 from torchrl_vip.envs import simulator
 from torchrl_vip.envs.simulator import Act, Randomization, Simulator, mujoco
@@ -30,7 +28,6 @@ SCRIPTED_TASKS: tuple[str, ...] = (
 )
 """Tasks whose script solves them from at least half of the seeds."""
 
-DEFAULT_CAMERA = "front_close"
 LIFTED = 0.25 / 0.3  # the lift reward is the height gained over 30 cm
 
 
@@ -58,13 +55,15 @@ class ManipulationSim(Simulator):
         "left": ((0.0, 0.0, 0.12), 20.0, -30.0, 1.0),
         "right": ((0.0, 0.0, 0.12), 160.0, -30.0, 1.0),
     }
+    CAMERA = "front_close"
+    MAX_STEPS = 250
     ACTION_SIZE, STATE_SIZE, FULL_STATE_SIZE = 9, 12, 68
 
     def __init__(
         self,
         task: str,
         *,
-        camera: str = DEFAULT_CAMERA,
+        camera: str | None = None,
         image_size: int = 128,
         render: str = "fast",
     ) -> None:
@@ -282,53 +281,5 @@ class _Grasp:
 
 
 SIMULATOR = ManipulationSim
-
-
-def make_env(
-    task: str,
-    *,
-    camera: str = DEFAULT_CAMERA,
-    image_size: int = 128,
-    seed: int | None = None,
-    device: Any = "cpu",
-    num_envs: int = 1,
-    max_steps: int = 250,
-    render: str = "fast",
-    randomize: Randomization | bool | None = None,
-) -> EnvBase:
-    """A manipulation task with pixels, state, full_state, its own reward (0 to 1) and success.
-
-    ``camera`` is one of ``ManipulationSim.VIEWS`` or a camera of the model. The rest as in
-    :func:`torchrl_vip.envs.metaworld.make_env`.
-
-    Example:
-        >>> env = make_env("lift_brick_vision", seed=0)
-        >>> env.rollout(3)["next", "pixels"].shape
-        torch.Size([3, 128, 128, 3])
-    """
-    return simulator.make_env(
-        partial(ManipulationSim, task, camera=camera, image_size=image_size, render=render),
-        num_envs=num_envs,
-        seed=seed,
-        max_steps=max_steps,
-        randomize=randomize,
-        device=device,
-    )
-
-
-def goal_image(
-    task: str,
-    *,
-    camera: str = DEFAULT_CAMERA,
-    seed: int = 0,
-    image_size: int = 128,
-    render: str = "fast",
-) -> np.ndarray:
-    """Last frame of a scripted episode that solved the task, uint8 [H, W, 3].
-
-    Raises:
-        NotImplementedError: for a task that is not in SCRIPTED_TASKS.
-        RuntimeError: the script failed from 20 consecutive seeds.
-    """
-    sim = ManipulationSim(task, camera=camera, image_size=image_size, render=render)
-    return simulator.goal_image(sim, seed)
+make_env = simulator.for_suite(simulator.make_env, SIMULATOR)
+goal_image = simulator.for_suite(simulator.goal_image, SIMULATOR)

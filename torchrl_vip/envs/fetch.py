@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from torchrl.envs import EnvBase
 
 from torchrl_vip.envs import simulator
 from torchrl_vip.envs.simulator import Act, Randomization, Simulator, mujoco
@@ -53,8 +51,6 @@ TASKS: dict[str, Task] = {
 SCRIPTED_TASKS: tuple[str, ...] = tuple(task for task in TASKS if task != "fetch-slide")
 """Tasks with a script: all but the slide, whose puck is thrown where no push follows it."""
 
-DEFAULT_CAMERA = "front"
-
 
 def list_tasks() -> list[str]:
     """Names of the tasks, e.g. ``"fetch-push"``."""
@@ -84,13 +80,15 @@ class FetchSim(Simulator):
         "side": ((1.3, 0.75, 0.5), 90.0, -25.0, 1.15),
         "wide": ((1.3, 0.75, 0.55), 132.0, -14.0, 2.5),  # the environment's own
     }
+    CAMERA = "front"
+    MAX_STEPS = 100
     ACTION_SIZE, STATE_SIZE, FULL_STATE_SIZE = 4, 4, 28
 
     def __init__(
         self,
         task: str,
         *,
-        camera: str = DEFAULT_CAMERA,
+        camera: str | None = None,
         image_size: int = 128,
         render: str = "fast",
     ) -> None:
@@ -248,54 +246,7 @@ class _Push:
 
 _SCRIPTS = {"reach": _Reach, "push": _Push, "pick_and_place": _PickAndPlace}
 
+
 SIMULATOR = FetchSim
-
-
-def make_env(
-    task: str,
-    *,
-    camera: str = DEFAULT_CAMERA,
-    image_size: int = 128,
-    seed: int | None = None,
-    device: Any = "cpu",
-    num_envs: int = 1,
-    max_steps: int = 100,
-    render: str = "fast",
-    randomize: Randomization | bool | None = None,
-) -> EnvBase:
-    """A Fetch task with pixels, state, full_state, the dense reward (minus metres) and success.
-
-    ``camera`` is one of ``FetchSim.VIEWS`` or a camera of the model. The rest as in
-    :func:`torchrl_vip.envs.metaworld.make_env`.
-
-    Example:
-        >>> env = make_env("fetch-push", seed=0)
-        >>> env.rollout(3)["next", "pixels"].shape
-        torch.Size([3, 128, 128, 3])
-    """
-    return simulator.make_env(
-        partial(FetchSim, task, camera=camera, image_size=image_size, render=render),
-        num_envs=num_envs,
-        seed=seed,
-        max_steps=max_steps,
-        randomize=randomize,
-        device=device,
-    )
-
-
-def goal_image(
-    task: str,
-    *,
-    camera: str = DEFAULT_CAMERA,
-    seed: int = 0,
-    image_size: int = 128,
-    render: str = "fast",
-) -> np.ndarray:
-    """Last frame of a scripted episode that solved the task, uint8 [H, W, 3].
-
-    Raises:
-        NotImplementedError: for a task that is not in SCRIPTED_TASKS.
-        RuntimeError: the script failed from 20 consecutive seeds.
-    """
-    sim = FetchSim(task, camera=camera, image_size=image_size, render=render)
-    return simulator.goal_image(sim, seed)
+make_env = simulator.for_suite(simulator.make_env, SIMULATOR)
+goal_image = simulator.for_suite(simulator.goal_image, SIMULATOR)

@@ -8,12 +8,10 @@ observation noise. Needs ``pip install "torchrl-vip[robotics]"``.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torchrl.envs import EnvBase
 
 from torchrl_vip.envs import simulator
 from torchrl_vip.envs.simulator import Episode, Randomization, Simulator, mujoco
@@ -49,7 +47,6 @@ TASKS["ldoor_close"] = TASKS["ldoor_close"]._replace(start=-1.02)
 
 SCRIPTED_TASKS: tuple[str, ...] = ()  # demonstrations are planned and shipped instead
 
-DEFAULT_CAMERA = "default"
 CAMERAS = ("default", "left_cam", "right_cam")
 
 TOLERANCE = 0.15  # of a joint's range
@@ -88,22 +85,21 @@ class KitchenSim(Simulator):
         # "default" runs is not published
         "default": ((-0.2, 0.5, 2.0), 70.0, -35.0, 2.2),
     }
+    CAMERA = "default"
+    MAX_STEPS = 100
     ACTION_SIZE, STATE_SIZE, FULL_STATE_SIZE = 9, 9, 59
 
     def __init__(
         self,
         task: str,
         *,
-        camera: str = DEFAULT_CAMERA,
+        camera: str | None = None,
         image_size: int = 128,
         render: str = "fast",
     ) -> None:
         if task not in TASKS:
             raise ValueError(f"unknown task {task!r}; choose from {list_tasks()}")
-        if camera not in CAMERAS:
-            raise ValueError(f"unknown camera {camera!r}; choose from {list(CAMERAS)}")
-        model_camera = camera.replace("_cam", "_cap")  # the model's own name for the same views
-        super().__init__(task, camera=model_camera, image_size=image_size, render=render)
+        super().__init__(task, camera=camera, image_size=image_size, render=render)
         self.rule = TASKS[task]
         self.env = _environment()
         self.robot = self.env.robot_env
@@ -119,6 +115,11 @@ class KitchenSim(Simulator):
         model.vis.global_.offwidth = model.vis.global_.offheight = image_size
         self.bind(model, self.env.data)
         self._aim()
+
+    def find_camera(self, name: str) -> str | mujoco.MjvCamera:
+        if name not in CAMERAS:
+            raise ValueError(f"unknown camera {name!r}; choose from {list(CAMERAS)}")
+        return super().find_camera(name.replace("_cam", "_cap"))  # the model's own name for it
 
     def _aim(self) -> None:
         """Start, target and range of every object's joint, in qpos' order without the kettle."""
@@ -221,6 +222,15 @@ class KitchenSim(Simulator):
         self.set_state(state)
         return Episode(np.stack(frames), np.array(success), np.array(reward, np.float32))
 
+    def solved_frame(self, seed: int, attempt: int = 0) -> np.ndarray:
+        """Last frame of a shipped demonstration (number ``seed``, counted round), [H, W, 3].
+
+        Raises:
+            FileNotFoundError: none are shipped for this task.
+        """
+        solved = demonstrations(self.task)
+        return self.replay(solved[seed % len(solved)].qpos[-1:]).frames[0]
+
     def repeat(self, demonstration: Demonstration, steps: int | None = None) -> np.ndarray:
         """Resets and repeats the first ``steps`` actions (None: all); returns full_state.
 
@@ -230,9 +240,6 @@ class KitchenSim(Simulator):
         for action in demonstration.actions[:steps]:
             self.step(action)
         return self.full_state
-
-
-SIMULATOR = KitchenSim
 
 
 def _unit(
@@ -312,55 +319,6 @@ def demonstrations(task: str, *, success: bool | None = True) -> list[Demonstrat
     return [d for d in read_demonstrations(path) if success is None or d.success == success]
 
 
-def make_env(
-    task: str,
-    *,
-    camera: str = DEFAULT_CAMERA,
-    image_size: int = 128,
-    seed: int | None = None,
-    device: Any = "cpu",
-    num_envs: int = 1,
-    max_steps: int = 100,
-    render: str = "fast",
-    randomize: Randomization | bool | None = None,
-) -> EnvBase:
-    """A kitchen task with pixels, state, full_state, the dense reward and success.
-
-    ``camera`` is one of CAMERAS. The rest as in :func:`torchrl_vip.envs.metaworld.make_env`.
-
-    Example:
-        >>> env = make_env("sdoor_open", camera="left_cam", seed=0)
-        >>> env.rollout(3)["next", "pixels"].shape
-        torch.Size([3, 128, 128, 3])
-    """
-    return simulator.make_env(
-        partial(KitchenSim, task, camera=camera, image_size=image_size, render=render),
-        num_envs=num_envs,
-        seed=seed,
-        max_steps=max_steps,
-        randomize=randomize,
-        device=device,
-    )
-
-
-def goal_image(
-    task: str,
-    *,
-    camera: str = DEFAULT_CAMERA,
-    seed: int = 0,
-    image_size: int = 128,
-    render: str = "fast",
-) -> np.ndarray:
-    """Last frame of a shipped demonstration (number ``seed``, counted round), uint8 [H, W, 3].
-
-    Raises:
-        FileNotFoundError: none are shipped for this task.
-    """
-    solved = demonstrations(task)
-    if not solved:
-        raise FileNotFoundError(f"no solved demonstration of {task!r} is shipped")
-    sim = KitchenSim(task, camera=camera, image_size=image_size, render=render)
-    try:
-        return sim.replay(solved[seed % len(solved)].qpos[-1:]).frames[0]
-    finally:
-        sim.close()
+SIMULATOR = KitchenSim
+make_env = simulator.for_suite(simulator.make_env, SIMULATOR)
+goal_image = simulator.for_suite(simulator.goal_image, SIMULATOR)

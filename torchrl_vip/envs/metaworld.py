@@ -7,11 +7,9 @@ hand displacement (1 = 1 cm) and gripper effort. Needs ``pip install "torchrl-vi
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
-from torchrl.envs import EnvBase
 
 from torchrl_vip.envs import simulator
 from torchrl_vip.envs.simulator import Act, Randomization, Simulator, mujoco
@@ -29,8 +27,6 @@ HELD_OUT_TASKS: tuple[str, ...] = (
     "window-close-v3",
 )
 """Tasks no checkpoint of this package was trained on."""
-
-DEFAULT_CAMERA = "corner4"  # "corner2" from nearer: small objects cover more than a pixel
 
 
 def _metaworld() -> Any:
@@ -56,13 +52,15 @@ class MetaWorldSim(Simulator):
     WIDE = Randomization((0.0, 0.62, 0.12), (140.0, 400.0), (-60.0, -25.0), (0.9, 1.5))
     MILD = WIDE.mild((130, 170), (-45, -30), (0.9, 1.15))
     SURFACES = ("T_table", "T_floor", "T_wallmetal")
+    CAMERA = "corner4"  # "corner2" from nearer: small objects cover more than a pixel
+    MAX_STEPS = 200
     ACTION_SIZE, STATE_SIZE, FULL_STATE_SIZE = 4, 4, 39
 
     def __init__(
         self,
         task: str,
         *,
-        camera: str = DEFAULT_CAMERA,
+        camera: str | None = None,
         image_size: int = 128,
         render: str = "fast",
     ) -> None:
@@ -110,9 +108,6 @@ class MetaWorldSim(Simulator):
         return state
 
 
-SIMULATOR = MetaWorldSim
-
-
 def _upright_cameras(model: Any) -> None:
     for camera in range(model.ncam):
         axes = np.empty(9)
@@ -124,52 +119,6 @@ def _upright_cameras(model: Any) -> None:
             mujoco.mju_mulQuat(model.cam_quat[camera], quat, half_turn)
 
 
-def make_env(
-    task: str,
-    *,
-    camera: str = DEFAULT_CAMERA,
-    image_size: int = 128,
-    seed: int | None = None,
-    device: Any = "cpu",
-    num_envs: int = 1,
-    max_steps: int = 200,
-    render: str = "fast",
-    randomize: Randomization | bool | None = None,
-) -> EnvBase:
-    """A Meta-World task with pixels, state, full_state, the task's dense reward and success.
-
-    Each reset places objects and target anew (reproducible by ``seed``). ``randomize`` (True or a
-    :class:`Randomization`) also draws camera, colours, lights and textures. An episode is
-    truncated after ``max_steps``; success does not end it. ``num_envs > 1`` gives a ParallelEnv
-    whose workers use seed, seed + 1, ...
-
-    Example:
-        >>> env = make_env("drawer-open-v3", seed=0)
-        >>> env.rollout(3)["next", "pixels"].shape
-        torch.Size([3, 128, 128, 3])
-    """
-    return simulator.make_env(
-        partial(MetaWorldSim, task, camera=camera, image_size=image_size, render=render),
-        num_envs=num_envs,
-        seed=seed,
-        max_steps=max_steps,
-        randomize=randomize,
-        device=device,
-    )
-
-
-def goal_image(
-    task: str,
-    *,
-    camera: str = DEFAULT_CAMERA,
-    seed: int = 0,
-    image_size: int = 128,
-    render: str = "fast",
-) -> np.ndarray:
-    """Last frame of a scripted episode that solved the task, uint8 [H, W, 3].
-
-    Raises:
-        RuntimeError: the script failed from 20 consecutive seeds.
-    """
-    sim = MetaWorldSim(task, camera=camera, image_size=image_size, render=render)
-    return simulator.goal_image(sim, seed)
+SIMULATOR = MetaWorldSim
+make_env = simulator.for_suite(simulator.make_env, SIMULATOR)
+goal_image = simulator.for_suite(simulator.goal_image, SIMULATOR)

@@ -12,8 +12,8 @@ import os
 import sys
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, update_wrapper
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -57,7 +57,7 @@ class Simulator(ABC):
 
     Args:
         task: a name of the suite.
-        camera: a camera of the model, or one of VIEWS.
+        camera: a camera of the model, or one of VIEWS; None is CAMERA.
         image_size: height and width in pixels.
         render: ``"fast"`` drops shadows, reflections, and multisampling (a small fraction of
             the time in software), ``"faithful"`` keeps the model as shipped.
@@ -66,6 +66,8 @@ class Simulator(ABC):
         ValueError: an unknown camera or way to render.
     """
 
+    CAMERA: ClassVar[str]  # by default
+    MAX_STEPS: ClassVar[int]  # of an episode, by default
     WIDE: ClassVar[Randomization]  # looks to train on
     MILD: ClassVar[Randomization]  # looks to evaluate on
     SURFACES: ClassVar[tuple[str, ...]] = ()  # textures that may be repainted
@@ -75,13 +77,13 @@ class Simulator(ABC):
     STATE_SIZE: ClassVar[int]
     FULL_STATE_SIZE: ClassVar[int]
 
-    def __init__(self, task: str, *, camera: Any, image_size: int, render: str) -> None:
+    def __init__(
+        self, task: str, *, camera: str | None = None, image_size: int = 128, render: str = "fast"
+    ) -> None:
         if render not in ("fast", "faithful"):
             raise ValueError(f"render is {render!r}; choose 'fast' or 'faithful'")
         self.task, self.image_size, self.fast = task, image_size, render == "fast"
-        if isinstance(camera, str) and camera in self.VIEWS:
-            camera = _free_camera(*self.VIEWS[camera])
-        self.default_camera = self.camera = camera
+        self.default_camera = self.camera = self.find_camera(camera or self.CAMERA)
         self.model = self.data = self._renderer = None
         self._drawn: tuple[Randomization | None, int] = (None, 0)
         self.distractors: list[Distractor] = []
@@ -92,20 +94,21 @@ class Simulator(ABC):
         if model is self.model:
             self.data = data
             return
-        if self._renderer is not None:
+        first = self._renderer is None
+        if not first:
             self._renderer.close()
         self.model, self.data = model, data
-        names = [*self.VIEWS, *(model.cam(i).name for i in range(model.ncam))]
-        if isinstance(self.default_camera, str) and self.default_camera not in names:
-            raise ValueError(f"unknown camera {self.default_camera!r}; choose from {names}")
+        self._check_camera(self.default_camera)
         visual = model.vis
         visual.global_.offwidth = max(visual.global_.offwidth, self.image_size)
         visual.global_.offheight = max(visual.global_.offheight, self.image_size)
         if self.fast:
             visual.quality.offsamples = visual.quality.shadowsize = 0
         self._renderer = mujoco.Renderer(model, self.image_size, self.image_size)
-        # a context freed after the driver has shut down prints a traceback at exit
-        atexit.register(_close, weakref.ref(self))
+        if first:
+            # a context freed after the driver has shut down prints a traceback at exit; registered
+            # after the driver's own hook, so that it comes before it
+            atexit.register(_close, weakref.ref(self))
         if self.fast:
             flag = mujoco.mjtRndFlag
             for name in (flag.mjRND_SHADOW, flag.mjRND_REFLECTION):
@@ -113,6 +116,15 @@ class Simulator(ABC):
         self._looks = Looks(model, self.SURFACES)
         if self._drawn[0] is not None:
             self.randomize(*self._drawn)
+
+    def find_camera(self, name: str) -> str | mujoco.MjvCamera:
+        """The camera of the model, or the one of VIEWS, with this name."""
+        return _free_camera(*self.VIEWS[name]) if name in self.VIEWS else name
+
+    def _check_camera(self, camera: str | mujoco.MjvCamera) -> None:
+        names = [*self.VIEWS, *(self.model.cam(i).name for i in range(self.model.ncam))]
+        if isinstance(camera, str) and camera not in names:
+            raise ValueError(f"unknown camera {camera!r}; choose from {names}")
 
     @abstractmethod
     def reset(self, seed: int) -> np.ndarray:
@@ -142,9 +154,28 @@ class Simulator(ABC):
         """``full_state`` as if the hand were ``offset`` [3] (m) from where it is."""
         raise NotImplementedError(f"{type(self).__name__} has no scripted policies")
 
-    def render(self) -> np.ndarray:
-        """The current frame, uint8 [H, W, 3]."""
-        self._renderer.update_scene(self.data, camera=self.camera)
+    def solved_frame(self, seed: int, attempt: int = 0) -> np.ndarray | None:
+        """The task solved from the start that ``seed`` draws, uint8 [H, W, 3]: the last frame of a
+        scripted episode, or None where the script fails. Odd attempts stand still once it succeeds.
+
+        Raises:
+            NotImplementedError: the task has no scripted policy.
+        """
+        act, hold = self.script(), attempt % 2 == 1
+        played = play(self, act, seed, steps=500, stride=500, hold=hold)
+        return self.render().copy() if ends_solved(played.success, attempt) else None
+
+    def render(self, camera: str | None = None) -> np.ndarray:
+        """The current frame, uint8 [H, W, 3], of the simulator's camera or another one.
+
+        Raises:
+            ValueError: an unknown camera.
+        """
+        view = self.camera
+        if camera is not None:
+            view = self.find_camera(camera)
+            self._check_camera(view)
+        self._renderer.update_scene(self.data, camera=view)
         for thing in self.distractors:
             thing.add_to(self._renderer.scene)
         return self._renderer.render()
@@ -183,26 +214,36 @@ def _close(sim: weakref.ref[Simulator]) -> None:
 
 
 class SimulatorEnv(EnvBase):
-    """TorchRL face of a :class:`Simulator`; every reset draws objects, target and looks."""
+    """TorchRL face of a :class:`Simulator`; every reset draws objects, target and looks.
+
+    Args: see :func:`make_env`.
+    """
 
     def __init__(
         self,
         sim: Simulator,
         *,
         max_steps: int,
+        cameras: Sequence[str] | None = None,
+        goal: np.ndarray | str | None = None,
         seed: int | None = None,
         randomize: Randomization | None = None,
         device: Any = "cpu",
     ) -> None:
         super().__init__(device=device, batch_size=torch.Size([]))
         self.sim, self.max_steps, self.randomize = sim, max_steps, randomize
-        size = sim.image_size
+        self.cameras, self.goal = cameras, goal
+        frame = Bounded(0, 255, (sim.image_size, sim.image_size, 3), dtype=torch.uint8)
         self.observation_spec = Composite(
-            pixels=Bounded(0, 255, (size, size, 3), dtype=torch.uint8),
+            pixels=frame if cameras is None else Composite({name: frame for name in cameras}),
             state=Unbounded((sim.STATE_SIZE,)),
             full_state=Unbounded((sim.FULL_STATE_SIZE,)),
             success=Binary(1, dtype=torch.bool),
         )
+        if goal is not None:
+            self.observation_spec["goal_image"] = (
+                frame if isinstance(goal, str) else Bounded(0, 255, goal.shape, dtype=torch.uint8)
+            )
         self.action_spec = Bounded(-1.0, 1.0, (sim.ACTION_SIZE,))
         self.reward_spec = Unbounded((1,))
         self.done_spec = Composite(
@@ -215,12 +256,17 @@ class SimulatorEnv(EnvBase):
         self._rng = np.random.default_rng(seed)
 
     def _observe(self, success: bool) -> dict[str, Any]:
-        return {
-            "pixels": torch.from_numpy(self.sim.render().copy()),
+        if self.cameras is None:
+            pixels: Any = torch.from_numpy(self.sim.render().copy())
+        else:
+            pixels = {name: torch.from_numpy(self.sim.render(name).copy()) for name in self.cameras}
+        seen = {
+            "pixels": pixels,
             "state": torch.from_numpy(self.sim.state().copy()),
             "full_state": torch.from_numpy(self.sim.full_state.copy()),
             "success": torch.tensor([success]),
         }
+        return seen if self.goal is None else {**seen, "goal_image": self._goal_image}
 
     def _done(self, truncated: bool) -> dict[str, torch.Tensor]:
         flag = torch.tensor([truncated])
@@ -228,10 +274,26 @@ class SimulatorEnv(EnvBase):
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
         self._steps = 0
-        self.sim.reset(int(self._rng.integers(2**31)))
+        start = self._draw()
         if self.randomize is not None:
-            self.sim.randomize(self.randomize, int(self._rng.integers(2**31)))
+            self.sim.randomize(self.randomize, self._draw())
+        if self.goal is not None:
+            start, goal = (
+                self._solvable(start) if isinstance(self.goal, str) else (start, self.goal)
+            )
+            self._goal_image = torch.from_numpy(goal)
+        self.sim.reset(start)
         return TensorDict({**self._observe(False), **self._done(False)}, [], device=self.device)
+
+    def _draw(self) -> int:
+        return int(self._rng.integers(2**31))
+
+    def _solvable(self, start: int) -> tuple[int, np.ndarray]:
+        for attempt in range(20):
+            if (frame := self.sim.solved_frame(start, attempt)) is not None:
+                return start, frame
+            start = self._draw()
+        raise RuntimeError(f"{self.sim.task!r} was not solved from any of 20 starts")
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         self._steps += 1
@@ -247,33 +309,92 @@ class SimulatorEnv(EnvBase):
 
 
 def make_env(
-    make_sim: Callable[[], Simulator],
+    simulator: type[Simulator],
+    task: str,
     *,
-    num_envs: int,
-    seed: int | None,
-    max_steps: int,
-    randomize: Randomization | bool | None,
-    device: Any,
+    cameras: str | Sequence[str] | None = None,
+    image_size: int = 128,
+    goal: np.ndarray | str | None = None,
+    num_envs: int = 1,
+    seed: int | None = None,
+    device: Any = "cpu",
+    max_steps: int | None = None,
+    render: str = "fast",
+    randomize: Randomization | bool | None = None,
 ) -> EnvBase:
-    """One environment of a simulator, or a ParallelEnv of ``num_envs`` with seed, seed + 1, ..."""
-    make = partial(_make_one, make_sim, max_steps, randomize, device)
+    """A task with pixels, state, full_state, the task's own dense reward, and success.
+
+    Each reset places objects and target anew (reproducible by ``seed``). An episode is truncated
+    after ``max_steps``; success does not end it. What the tensors hold stands at the top of the
+    suite's file.
+
+    Args:
+        simulator: of the suite; its ``make_env`` has it filled in.
+        task: one of the suite's ``list_tasks()``.
+        cameras: a name (None: the suite's default), whose frames are "pixels" uint8 [H, W, 3]; or a
+            list of names, each with its frames under ("pixels", name).
+        image_size: H and W in pixels.
+        goal: an image, uint8 [H, W, 3], or ``"solved"`` for this very start's solved state, which
+            costs a scripted episode without rendering a reset: every reset then writes
+            "goal_image", which a VIPRewardTransform takes up.
+        num_envs: more than one gives a ParallelEnv whose workers use seed, seed + 1, ...
+        seed: of starts and looks.
+        device: of the tensors; physics and rendering stay on the CPU (or EGL's device).
+        max_steps: of an episode; None is the suite's ``SIMULATOR.MAX_STEPS``.
+        render: ``"fast"`` or ``"faithful"``, see :class:`Simulator`.
+        randomize: True or a :class:`Randomization` also draws camera, colours, lights and textures
+            at every reset.
+
+    Raises:
+        ValueError: an unknown task, camera, goal or way to render; ``randomize`` with several cameras.
+
+    Example:
+        >>> env = make_env(MetaWorldSim, "drawer-open-v3", seed=0)  # doctest: +SKIP
+        >>> env.rollout(3)["next", "pixels"].shape  # doctest: +SKIP
+        torch.Size([3, 128, 128, 3])
+    """
+    if isinstance(goal, str) and goal != "solved":
+        raise ValueError(f"goal is {goal!r}; wanted an image [H, W, 3] or 'solved'")
+    several = None if cameras is None or isinstance(cameras, str) else list(cameras)
+    if several is not None and randomize:
+        raise ValueError("randomize= moves the one camera; several were given")
+    make = partial(
+        _make_one,
+        partial(
+            simulator,
+            task,
+            camera=several[0] if several else cameras,
+            image_size=image_size,
+            render=render,
+        ),
+        randomize,
+        max_steps=max_steps or simulator.MAX_STEPS,
+        cameras=several,
+        goal=goal if goal is None or isinstance(goal, str) else _image(goal),
+        device=device,
+    )
     if num_envs == 1:
-        return make(seed)
+        return make(seed=seed)
     seeds = [None if seed is None else seed + i for i in range(num_envs)]
-    return ParallelEnv(num_envs, [partial(make, s) for s in seeds])
+    return ParallelEnv(num_envs, [partial(make, seed=s) for s in seeds])
 
 
 def _make_one(
-    make_sim: Callable[[], Simulator],
-    max_steps: int,
-    randomize: Randomization | bool | None,
-    device: Any,
-    seed: int | None,
+    make_sim: Callable[[], Simulator], randomize: Randomization | bool | None, **settings: Any
 ) -> SimulatorEnv:
     sim = make_sim()
     if isinstance(randomize, bool):
         randomize = sim.WIDE if randomize else None
-    return SimulatorEnv(sim, max_steps=max_steps, seed=seed, randomize=randomize, device=device)
+    return SimulatorEnv(sim, randomize=randomize, **settings)
+
+
+def _image(goal: Any) -> np.ndarray:
+    image = np.asarray(goal)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(
+            f"goal of shape {image.shape}, {image.dtype}; wanted an image, uint8 [H, W, 3]"
+        )
+    return image.copy()
 
 
 class Episode(NamedTuple):
@@ -332,18 +453,35 @@ def ends_solved(success: np.ndarray, attempt: int) -> bool:
     return bool(success[-1]) or (attempt >= 5 and success.sum() >= 3)
 
 
-def goal_image(sim: Simulator, seed: int) -> np.ndarray:
-    """Last frame of a scripted episode that solved the task, uint8 [H, W, 3]; closes ``sim``.
+def goal_image(
+    simulator: type[Simulator],
+    task: str,
+    *,
+    camera: str | None = None,
+    seed: int = 0,
+    image_size: int = 128,
+    render: str = "fast",
+) -> np.ndarray:
+    """The task solved, uint8 [H, W, 3]: the last frame of a demonstration from ``seed``.
+
+    Args: as of :func:`make_env`.
 
     Raises:
+        NotImplementedError: the task has no scripted policy and no stored demonstration.
         RuntimeError: the script failed from 20 consecutive seeds.
     """
+    sim = simulator(task, camera=camera, image_size=image_size, render=render)
     try:
         for attempt in range(20):
-            act, hold = sim.script(), attempt % 2 == 1
-            played = play(sim, act, seed + attempt, steps=500, stride=500, hold=hold)
-            if ends_solved(played.success, attempt):
-                return sim.render().copy()
+            if (frame := sim.solved_frame(seed + attempt, attempt)) is not None:
+                return frame
     finally:
         sim.close()
-    raise RuntimeError(f"the scripted policy did not solve {sim.task!r} from 20 seeds")
+    raise RuntimeError(f"the scripted policy did not solve {task!r} from 20 seeds")
+
+
+def for_suite(function: Callable, simulator: type[Simulator]) -> Callable:
+    """:func:`make_env` or :func:`goal_image` with its first argument filled in."""
+    filled = update_wrapper(partial(function, simulator), function)
+    del filled.__wrapped__  # else help() and inspect.signature show the first argument
+    return filled

@@ -49,6 +49,8 @@ def check(config: dict[str, Any]) -> None:
         "geometric": config["geometric"] is None
         or (real(config["geometric"], tiny, 1) and config["geometric"] < 1),
         "cross_video": real(config["cross_video"], 0, 1),
+        "stride": whole(config["stride"], 1),
+        "views": whole(config["views"], 0),
         "keep_checkpoints": whole(config["keep_checkpoints"], 1),
         "loggers": isinstance(config["loggers"], list)
         and set(config["loggers"]) <= {"csv", "tensorboard", "wandb", "mlflow", "trackio"},
@@ -76,6 +78,11 @@ def check(config: dict[str, Any]) -> None:
         if not is_good:
             value = data[key[5:]] if key.startswith("data.") else config[key]
             raise ValueError(f"{key}={value} cannot be; see its comment in config.yaml.")
+    if config["views"] and config["freeze_below"] != "head":
+        raise ValueError(
+            f"views={config['views']} wants freeze_below=head: features are stored once, so the "
+            f"backbone cannot be trained (freeze_below={config['freeze_below']})."
+        )
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if config["batch_size"] % processes:
         raise ValueError(

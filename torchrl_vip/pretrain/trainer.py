@@ -32,6 +32,7 @@ from torchrl_vip.functional import resize_size
 from torchrl_vip.losses import EmbeddingLoss, TCNLoss, TripletLoss, VIPLoss
 from torchrl_vip.pretrain import processes
 from torchrl_vip.pretrain.check import check, pick_device
+from torchrl_vip.pretrain.features import embed_once
 from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog
 from torchrl_vip.pretrain.validation import plot_curves, reward_calibration, validate
 from torchrl_vip.weights import load_vip, save_vip
@@ -61,13 +62,24 @@ def pretrain(config: dict[str, Any]) -> Path:
     torch.manual_seed(config["seed"])
     encoder = make_encoder(config).to(device, memory_format=torch.channels_last)
     train_table, validation_table = load_data(split, encoder.image_size, config, first_process)
-    buffer = make_buffer(train_table, config, shard)
-    objective = make_objective(encoder, config)
     bfloat16 = config["precision"] == "bfloat16" or (
         config["precision"] == "auto" and native_bfloat16(device)
     )
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     set_training = freeze(encoder, config["freeze_below"], config["freeze_batch_norm"])
+    if config["views"]:
+        features = embed_once(
+            train_table,
+            encoder,
+            config,
+            Path(config["data"]["cache"] or out),
+            dtype,
+            progress=config["progress"] and first_process,
+        )
+        buffer = make_buffer(features, config | {"stride": 1}, shard)
+    else:
+        buffer = make_buffer(train_table, config, shard)
+    objective = make_objective(encoder, config)
     parameters = [p for p in encoder.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=config["lr"], weight_decay=config["weight_decay"])
     schedule = make_schedule(optimizer, config)
@@ -153,7 +165,11 @@ def prepare(
     config: dict[str, Any],
     shard: tuple[int, int] = (0, 1),
 ) -> TensorDict:
-    """Augmented sub-clips ``[B]``: "pixels" float ``[B, 4, 3, S, S]`` and "reward" ``[B]``."""
+    """Augmented sub-clips ``[B]``: "pixels" float ``[B, 4, 3, S, S]`` and "reward" ``[B]``; or
+    "features" float ``[B, 4, F]``, whose frames have been augmented before."""
+    reward = batch.select("reward")[:, 0].to(device)
+    if "features" in batch.keys():
+        return reward.set("features", batch["features"].to(device).float())
     crops = augment(
         batch["pixels"].to(device),
         generator_at(config["seed"], step, stream=1),
@@ -162,7 +178,7 @@ def prepare(
         colour=config["colour"],
         shard=shard,
     )
-    return batch.select("reward")[:, 0].to(device).set("pixels", crops)
+    return reward.set("pixels", crops)
 
 
 def update(
@@ -177,7 +193,7 @@ def update(
     if isinstance(objective, VIPLoss):  # the permutations of this step
         seed = generator_at(config["seed"], step, stream=2).initial_seed()
         objective.generator.manual_seed(seed)
-    device = batch["pixels"].device
+    device = batch["reward"].device
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         losses = objective(batch)
     loss = sum(value for key, value in losses.items() if key.startswith("loss_"))
@@ -249,6 +265,8 @@ def make_buffer(
             self_transition=config["self_transition"],
             geometric=config["geometric"],
             cross_video=config["cross_video"],
+            stride=config["stride"],
+            copies=config["views"] or 1,
             group=task_numbers(table.clips),
             shard=shard,
         ),
@@ -269,11 +287,14 @@ def task_numbers(clips: list[Clip]) -> Tensor:
 
 
 def make_objective(encoder: VIPEncoder, config: dict[str, Any]) -> EmbeddingLoss:
-    """The loss module of ``config["loss"]``, over the encoder, compiled where asked for."""
-    network = torch.compile(encoder) if config["compile"] else encoder
-    penalties = {"l1": config["l1"], "l2": config["l2"]}
+    """The loss module of ``config["loss"]``, compiled where asked for: over the encoder, or with
+    ``config["views"]`` over its head."""
+    network = encoder.head if config["views"] else encoder
+    network = torch.compile(network) if config["compile"] else network
+    in_key = "features" if config["views"] else "pixels"
+    options = {"l1": config["l1"], "l2": config["l2"], "in_key": in_key}
     if config["loss"] != "vip":
-        return {"tcn": TCNLoss, "triplet": TripletLoss}[config["loss"]](network, **penalties)
+        return {"tcn": TCNLoss, "triplet": TripletLoss}[config["loss"]](network, **options)
     return VIPLoss(
         network,
         gamma=config["gamma"],
@@ -281,7 +302,7 @@ def make_objective(encoder: VIPEncoder, config: dict[str, Any]) -> EmbeddingLoss
         negatives=config["negatives"],
         clamp=config["clamp"],
         generator=torch.Generator(),
-        **penalties,
+        **options,
     )
 
 

@@ -33,7 +33,8 @@ class VIPRewardTransform(Transform):
     from camera key to image. It is given at construction, to :meth:`set_goal` at any time, or in
     the tensordict at ``env.reset(...)``: as "goal_embedding" always, as "goal_image" where no goal
     was given at construction or ``goal_image_shape`` declares one (it is then carried along in
-    every tensordict, as TorchRL wants of an environment's state).
+    every tensordict, as TorchRL wants of an environment's state). An environment that observes
+    "goal_image" by itself sets its own goal at every reset, unless one was given at construction.
 
     In a replay buffer it computes ("next", "reward") of sampled transitions for its own goal, or
     without one for the "goal_embedding" in the rows. There a goal is an embedding, or an encoder is
@@ -342,6 +343,9 @@ class VIPRewardTransform(Transform):
         rows = reset_rows(tensordict, batch)
         if self._embeds:
             tensordict_reset = self.embedder._reset(tensordict, tensordict_reset)
+        if self._env_has_goal():
+            tensordict = tensordict.exclude(self.goal_key)  # of the last episode
+            tensordict.set(self.goal_image_key, tensordict_reset.get(self.goal_image_key))
         self._take_goals(tensordict, rows, batch)
         self._write_goal(tensordict_reset, first=True)
         z = self._read(tensordict_reset)
@@ -349,6 +353,13 @@ class VIPRewardTransform(Transform):
             z = torch.where(rows.reshape(*batch, *[1] * (z.ndim - len(batch))), z, self._last)
         self._last = z
         return tensordict_reset
+
+    def _env_has_goal(self) -> bool:
+        """Whether the environment shows the goal of each episode by itself."""
+        container = self._safe_container() if self.wants_goal_image else None
+        return container is not None and (
+            self.goal_image_key in container.base_env.full_observation_spec.keys()
+        )
 
     def _take_goals(
         self, tensordict: TensorDictBase, rows: Tensor | None, batch: torch.Size
@@ -410,7 +421,7 @@ class VIPRewardTransform(Transform):
             )
         self._written = goal.expand(shape).clone()
         tensordict.set(self.goal_key, self._written)
-        if first and self.wants_goal_image:
+        if first and self.wants_goal_image and not self._env_has_goal():
             if self._goal_image is None:
                 spec = self._goal_image_spec(tensordict.batch_size)
                 self._goal_image = spec.zero() if spec is not None else None
@@ -592,7 +603,7 @@ class VIPRewardTransform(Transform):
     def _goal_image_spec(self, batch: torch.Size) -> Any:
         """Spec of one goal image per environment: the frames' own, unless a shape was declared."""
         container = self._safe_container()
-        if container is None:
+        if container is None or self._env_has_goal():
             return None
         try:
             embedder = self._find_embedder()

@@ -1,0 +1,94 @@
+"""Under a frozen backbone every frame is embedded once, and a training step costs the head alone."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import MemoryMappedTensor, TensorDict
+from torch import Tensor
+from torchrl.data import TensorStorage
+from tqdm import tqdm
+
+from torchrl_vip.data.sampler import augment, generator_at
+from torchrl_vip.data.video import FrameTable
+from torchrl_vip.encoders import FrozenEncoder, VIPEncoder
+
+
+def embed_once(
+    table: FrameTable,
+    encoder: VIPEncoder,
+    config: dict[str, Any],
+    cache: Path,
+    dtype: torch.dtype,
+    *,
+    progress: bool = True,
+) -> FrameTable:
+    """The backbone's features of every ``config["stride"]``-th frame, in a memory-map under ``cache``.
+
+    Clip i is rows ``start[i]`` to ``start[i] + length[i]`` of each of ``config["views"]`` copies of
+    the data, which lie one after another: the first shows the frames as they are, in the others each
+    clip has a crop, mirror image and colours of its own. An interrupted build goes on where it stopped.
+
+    Returns:
+        A table whose rows are TensorDicts with "features" float16 ``[F]``.
+    """
+    views, span = config["views"], table.length - 1
+    step = span.clamp(max=config["stride"])
+    length = span // step + 1
+    network = FrozenEncoder(
+        VIPEncoder(encoder.backbone, image_size=encoder.image_size), dtype=dtype, chunk_size=16
+    )
+    size, total = network.dim, int(length.sum())
+    cache.mkdir(parents=True, exist_ok=True)
+    path = cache / f"features_{_fingerprint(table, network, config)}.f16"
+    with open(path.with_suffix(".lock"), "w") as lock, open(path, "ab") as out:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process embeds, others wait and find it done
+        # Clips are appended whole: what lies beyond the last whole one was cut short.
+        ends = length.repeat(views).cumsum(0) * size * 2
+        done = int(torch.searchsorted(ends, out.seek(0, 2), right=True))
+        out.truncate(int(ends[done - 1]) if done else 0)
+        todo = range(done, len(ends))
+        for job in tqdm(todo, desc="embedding", unit="clip", disable=not (progress and todo)):
+            view, i = divmod(job, len(table.clips))
+            frames = table.clip_frames(i)[:: int(step[i])]
+            if view:
+                frames = augment(
+                    frames[None],
+                    generator_at(config["seed"], i, stream=2 + view),
+                    scale=tuple(config["crop_scale"]),
+                    flip=config["flip"],
+                    colour=config["colour"],
+                )[0]
+            out.write(network(frames).half().numpy().tobytes())
+            out.flush()
+    rows = views * total
+    features = MemoryMappedTensor.from_filename(str(path), torch.float16, (rows, size))
+    return FrameTable(
+        storage=TensorStorage(TensorDict({"features": features}, batch_size=[rows])),
+        clips=table.clips,
+        start=length.cumsum(0) - length,
+        length=length,
+        skipped=table.skipped,
+    )
+
+
+def _fingerprint(table: FrameTable, network: FrozenEncoder, config: dict[str, Any]) -> str:
+    """Of all that the features depend on: frames, weights, precision and augmentation."""
+    digest = hashlib.sha256()
+    names = [clip.name for clip in table.clips]
+    options = [config[k] for k in ("views", "stride", "seed", "crop_scale", "flip", "colour")]
+    ends = [_ends(table, i).numpy().tobytes() for i in range(len(names))]
+    digest.update(repr((names, table.length.tolist(), ends, options, network.dtype)).encode())
+    for name, weight in network.state_dict().items():
+        digest.update(name.encode() + weight.float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _ends(table: FrameTable, i: int) -> Tensor:
+    """A few pixels of a clip's first and last frame."""
+    start, length = int(table.start[i]), int(table.length[i])
+    return table.storage.get(torch.tensor([start, start + length - 1]))["pixels"][..., ::16, ::16]
