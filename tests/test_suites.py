@@ -93,7 +93,8 @@ def test_wrong_names_are_errors_that_list_the_choices(suite) -> None:
 def test_several_cameras_have_keys_of_their_own(suite) -> None:
     module, task = suite
     sim = module.SIMULATOR(task, image_size=32)
-    names = [sim.CAMERA, sim.model.cam(0).name]
+    other = [sim.model.cam(i).name for i in range(sim.model.ncam)] + [*sim.VIEWS]
+    names = [sim.CAMERA, next(name for name in other if name != sim.CAMERA)]
     sim.close()
     env = module.make_env(task, cameras=names, image_size=32, seed=0)
     check_env_specs(env)
