@@ -1,5 +1,6 @@
 """Fetch, dm_control's manipulation and Adroit: their environments, looks and scripts."""
 
+import functools
 import gc
 import os
 import weakref
@@ -14,7 +15,7 @@ pytest.importorskip("dm_control", reason='pip install "torchrl-vip[dm]"')
 
 from torchrl.envs.utils import check_env_specs  # noqa: E402
 
-from torchrl_vip.envs import load_suite  # noqa: E402
+from torchrl_vip.envs import load_suite, named  # noqa: E402
 from torchrl_vip.envs.simulator import ends_solved, play  # noqa: E402
 
 TASK = {"fetch": "fetch-push", "dm_manipulation": "lift_brick_vision", "adroit": "adroit-door"}
@@ -152,6 +153,32 @@ def test_the_script_solves_its_task_and_a_still_hand_does_not(name: str, task: s
     )
     assert not still.success.any()
     sim.close()
+
+
+@pytest.mark.parametrize(
+    ("task", "state", "options"),
+    [("cheetah-run", 17, {}), ("hopper-stand", 15, {"cameras": 1}), ("Reacher-v5", 10, {})],
+)
+def test_any_environment_by_name(task: str, state: int, options: dict) -> None:
+    pytest.importorskip("gymnasium")
+    make = functools.partial(named.make_env, task, image_size=48, max_steps=4, **options)
+    env = make(seed=3)
+    check_env_specs(env)
+    env.set_seed(3)
+    episode = env.rollout(9)
+    assert task in named.list_tasks() and episode["pixels"].shape == (4, 48, 48, 3)
+    assert episode["state"].shape == (4, state) and episode["state"].dtype == torch.float32
+    again = make(seed=None)
+    again.set_seed(3)
+    assert torch.equal(again.reset()["state"], episode["state"][0])
+    again.set_seed(4)
+    assert not torch.equal(again.reset()["state"], episode["state"][0])
+    env.close(), again.close()
+
+
+def test_an_unknown_name_is_an_error_that_says_where_to_look() -> None:
+    with pytest.raises(ValueError, match="unknown environment 'fly-v1'.*list_tasks"):
+        named.make_env("fly-v1")
 
 
 # --- one suite each -------------------------------------------------------------------------------

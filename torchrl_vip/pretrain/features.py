@@ -31,7 +31,8 @@ def embed_once(
 
     Clip i is rows ``start[i]`` to ``start[i] + length[i]`` of each of ``config["views"]`` copies of
     the data, which lie one after another: the first shows the frames as they are, in the others each
-    clip has a crop, mirror image and colours of its own. An interrupted build goes on where it stopped.
+    clip has a crop, mirror image and colours of its own, the same whatever the seed, so that runs with
+    other seeds share the file. An interrupted build goes on where it stopped.
 
     Returns:
         A table whose rows are TensorDicts with "features" float16 ``[F]``.
@@ -58,7 +59,7 @@ def embed_once(
             if view:
                 frames = augment(
                     frames[None],
-                    generator_at(config["seed"], i, stream=2 + view),
+                    generator_at(0, i, stream=2 + view),
                     scale=tuple(config["crop_scale"]),
                     flip=config["flip"],
                     colour=config["colour"],
@@ -80,7 +81,7 @@ def _fingerprint(table: FrameTable, network: FrozenEncoder, config: dict[str, An
     """Of all that the features depend on: frames, weights, precision and augmentation."""
     digest = hashlib.sha256()
     names = [clip.name for clip in table.clips]
-    options = [config[k] for k in ("views", "stride", "seed", "crop_scale", "flip", "colour")]
+    options = [config[k] for k in ("views", "stride", "crop_scale", "flip", "colour")]
     ends = [_ends(table, i).numpy().tobytes() for i in range(len(names))]
     digest.update(repr((names, table.length.tolist(), ends, options, network.dtype)).encode())
     for name, weight in network.state_dict().items():

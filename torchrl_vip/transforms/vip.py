@@ -15,6 +15,7 @@ from torchrl.envs.transforms import Transform
 
 from torchrl_vip.encoders import FrozenEncoder, VIPEncoder
 from torchrl_vip.functional import to_chw
+from torchrl_vip.serving import EncoderClient
 from torchrl_vip.weights import load_vip
 
 EncoderLike = str | os.PathLike | nn.Module | None
@@ -59,7 +60,8 @@ class VIPTransform(Transform):
     Args:
         encoder: a bundled checkpoint's name, a checkpoint's path, a :class:`VIPEncoder`, or any
             module from preprocessed frames (float ``[N, 3, S, S]``, ImageNet-normalised) to
-            ``[N, D]``. None is the bundled default.
+            ``[N, D]``; or an :class:`torchrl_vip.serving.EncoderServer`'s client, so that many
+            workers share one encoder. None is the bundled default.
 
     Keyword Args:
         in_keys: frames to read, uint8 0-255 or floating point in [0, 1]; one per camera.
@@ -156,7 +158,8 @@ class VIPTransform(Transform):
                 encoder, download=download, download_path=download_path, weights=weights
             )
         if freeze:
-            frozen = encoder if isinstance(encoder, FrozenEncoder) else FrozenEncoder(
+            ready = isinstance(encoder, FrozenEncoder | EncoderClient)
+            frozen = encoder if ready else FrozenEncoder(
                 encoder, image_size=size, dtype=dtype, channels_last=channels_last,
                 compile=compile, chunk_size=chunk_size,
             )  # fmt: skip
