@@ -16,11 +16,13 @@ the same groups. Several encoders of one name (NAME=PATH repeated) are training 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,14 +57,61 @@ def raw_pixels(images: Tensor) -> Tensor:
     return F.resize(images.float() / 255, [32, 32], antialias=True).flatten(1)
 
 
-def untrained(reference: VIPEncoder, seed: int, imagenet: bool = False) -> Embed:
+class OncePerFrame:
+    """An embedding that remembers what it has seen: encoders with one backbone share its work.
+
+    Frames are known by their place in memory, so they must live until :meth:`forget`.
+    """
+
+    def __init__(self, embed: Embed):
+        self.embed, self.seen = embed, {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        key = (images.data_ptr(), images.shape)
+        if key not in self.seen:
+            self.seen[key] = self.embed(images)
+        return self.seen[key]
+
+    def forget(self) -> None:
+        self.seen.clear()
+
+
+def share_backbones(encoders: dict[str, list[VIPEncoder]]) -> dict[str, list[Embed]]:
+    """The encoders in float32; those with the very same backbone behind one :class:`OncePerFrame`."""
+    backbones: dict[str, OncePerFrame] = {}
+
+    def shared(encoder: VIPEncoder) -> Embed:
+        digest = hashlib.sha256(str(encoder.image_size).encode())
+        for weight in encoder.backbone.state_dict().values():
+            digest.update(weight.float().numpy().tobytes())
+        if (key := digest.hexdigest()) not in backbones:
+            trunk = VIPEncoder(encoder.backbone, image_size=encoder.image_size)
+            frozen = FrozenEncoder(trunk, dtype=torch.float32, chunk_size=16)
+            backbones[key] = OncePerFrame(frozen)
+        trunk, head = backbones[key], encoder.head.eval().requires_grad_(False)
+        return Headed(trunk, head)
+
+    return {name: [shared(e) for e in es] for name, es in encoders.items()}
+
+
+class Headed(NamedTuple):
+    """A head on a shared backbone."""
+
+    trunk: OncePerFrame
+    head: torch.nn.Module
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.head(self.trunk(images))
+
+
+def untrained(reference: VIPEncoder, seed: int, imagenet: bool = False) -> VIPEncoder:
     """The reference's own architecture with random weights, or with ImageNet's below its head."""
     torch.manual_seed(seed)
     dim = None if isinstance(reference.head, torch.nn.Identity) else reference.dim
     encoder = VIPEncoder(reference.name, dim=dim, image_size=reference.image_size)
     if imagenet:
         load_imagenet(encoder.backbone)
-    return FrozenEncoder(encoder, dtype=torch.float32)
+    return encoder
 
 
 def imagenet() -> Embed:
@@ -83,14 +132,14 @@ def rows(named: list[str]) -> dict[str, list[Embed]]:
     for entry in named or ["VIP (bundled)="]:
         name, _, path = entry.partition("=")
         paths[name].append(load_vip(path or None))
-    encoders = {n: [FrozenEncoder(e, dtype=torch.float32) for e in es] for n, es in paths.items()}
+    encoders = dict(paths)
     reference = next(iter(paths.values()))[0]
     seeds = range(UNTRAINED_SEEDS)
     if reference.config.get("training", {}).get("imagenet"):
         name = f"its step 0: ImageNet weights, random head, {UNTRAINED_SEEDS} seeds"
         encoders[name] = [untrained(reference, s, imagenet=True) for s in seeds]
-    return encoders | {
-        f"untrained, {UNTRAINED_SEEDS} seeds": [untrained(reference, s) for s in seeds],
+    encoders[f"untrained, {UNTRAINED_SEEDS} seeds"] = [untrained(reference, s) for s in seeds]
+    return share_backbones(encoders) | {
         "raw pixels 32²": [raw_pixels],
         "ImageNet EfficientNet-Lite0 224²": [imagenet()],
     }
@@ -145,13 +194,15 @@ def occluded(goal: Tensor) -> Tensor:
 DISTURBANCES = {"voc_goal_shifted": shifted, "voc_goal_dark": dark, "voc_goal_occluded": occluded}
 
 
-def score(embed: Embed, clips: list[LabelledClip]) -> tuple[dict[str, dict], list[np.ndarray]]:
+def score(
+    embed: Embed, clips: list[LabelledClip], disturbed: dict[str, list[Tensor]]
+) -> tuple[dict[str, dict], list[np.ndarray]]:
     """Metrics of each group, those with a disturbed goal image included, and the embeddings."""
     z = embed_clips(embed, clips)
     scores = score_groups(z, clips)
-    for name, disturb in DISTURBANCES.items():
+    for name, images in disturbed.items():
         with torch.no_grad():
-            goals = [embed(disturb(c.frames[-1:])).float().numpy()[0] for c in clips]
+            goals = [embed(image).float().numpy()[0] for image in images]
         for group, values in score_groups(z, clips, goals).items():
             scores[group][name] = values["voc"]
     return scores, z
@@ -286,9 +337,15 @@ def main(arguments: list[str] | None = None) -> None:
     for suite, found in args.suites.items():
         clips = load_clips(found, args.group_by, args.max_frames)
         scores, embeddings = {}, {}
+        disturbed = {
+            name: [disturb(c.frames[-1:]) for c in clips] for name, disturb in DISTURBANCES.items()
+        }
         for name, seeds in tqdm(encoders.items(), desc=f"{suite}: embedding", unit="encoder"):
-            scored = [score(embed, clips) for embed in seeds]
+            scored = [score(embed, clips, disturbed) for embed in seeds]
             scores[name], embeddings[name] = average([s for s, _ in scored]), scored[0][1]
+        for embed in (embed for seeds in encoders.values() for embed in seeds):
+            if isinstance(embed, Headed):
+                embed.trunk.forget()
         summaries = {name: summarise(s) for name, s in scores.items()}
         result["suites"][suite] = {"summary": summaries, "groups": scores}
         groups = len({c.group for c in clips})
