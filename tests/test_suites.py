@@ -204,6 +204,30 @@ def test_fetch_goal_rules(task: str) -> None:
     sim.close()
 
 
+def test_fetch_goes_on_bit_for_bit_from_a_saved_state_in_another_simulator() -> None:
+    sims = [load_suite("fetch").FetchSim("fetch-pick-and-place", image_size=32) for _ in range(2)]
+    actions = np.random.default_rng(0).uniform(-1, 1, (25, 4))
+    sims[0].reset(3), sims[1].reset(8)
+    for action in actions[:12]:
+        sims[0].step(action)
+    state = sims[0].get_state()
+    ends = []
+    for sim in sims:
+        np.testing.assert_array_equal(sim.set_state(state)[25:28], state[-3:].astype(np.float32))
+        rewards = [sim.step(action)[1] for action in actions[12:]]
+        ends.append((rewards, sim.get_state(), sim.render().copy()))
+        sim.close()
+    for one, other in zip(*ends, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_suite_that_cannot_save_its_state_says_so() -> None:
+    sim = load_suite("adroit").SIMULATOR("adroit-pen", image_size=32)
+    with pytest.raises(NotImplementedError, match="AdroitSim cannot save its state"):
+        sim.get_state()
+    sim.close()
+
+
 @pytest.mark.parametrize(("name", "things"), [("fetch", 25), ("dm_manipulation", 30)])
 def test_a_displaced_hand_leaves_the_objects_where_they_are(name: str, things: int) -> None:
     sim, offset = load_suite(name).SIMULATOR(TASK[name], image_size=32), np.array([0.1, 0, -0.05])

@@ -129,6 +129,19 @@ class FetchSim(Simulator):
         observation, reward, _, _, info = self.env.step(action)
         return self._read(observation), float(reward), bool(info["is_success"])
 
+    def get_state(self) -> np.ndarray:
+        return np.concatenate([self._get_physics(), self.env.goal])
+
+    def set_state(self, state: np.ndarray) -> np.ndarray:
+        self._set_physics(state[:-3])
+        mujoco.mj_forward(self.model, self.data)
+        # forward overwrites the solver's warm start, which the next step begins with
+        self._set_physics(state[:-3])
+        self.env.goal = state[-3:].copy()
+        self.env._render_callback()
+        self._set_physics(state[:-3])
+        return self._read(self.env._get_obs())
+
     def _read(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         own = observation["observation"]
         if self.rule.kind == "reach":  # hand, fingers and their velocities only

@@ -52,7 +52,6 @@ CAMERAS = ("default", "left_cam", "right_cam")
 TOLERANCE = 0.15  # of a joint's range
 KETTLE_RANGE = 1.0  # m: the kettle moves freely, so its range is a convention of this file
 START_NOISE = 0.02  # rad, of the arm's joints after a reset
-_STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 _ROBOT, _KETTLE = slice(0, 9), slice(23, 26)  # in qpos; what lies between are the objects' joints
 
 
@@ -198,15 +197,11 @@ class KitchenSim(Simulator):
         return bool((self.joint_errors() < TOLERANCE).all())
 
     def get_state(self) -> np.ndarray:
-        """All that the next steps depend on, float64."""
-        state = np.empty(mujoco.mj_stateSize(self.model, _STATE))
-        mujoco.mj_getState(self.model, self.data, state, _STATE)
         # the robot turns velocities into positions from what it saw last
-        return np.concatenate([state, self.robot._last_robot_qpos])
+        return np.concatenate([self._get_physics(), self.robot._last_robot_qpos])
 
     def set_state(self, state: np.ndarray) -> np.ndarray:
-        """Continues exactly where :meth:`get_state` was called; returns full_state."""
-        mujoco.mj_setState(self.model, self.data, state[:-9], _STATE)
+        self._set_physics(state[:-9])
         self.robot._last_robot_qpos = state[-9:].copy()
         return self._read()
 

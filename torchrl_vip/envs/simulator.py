@@ -41,6 +41,7 @@ except ImportError as error:
 
 from torchrl_vip.envs.looks import Distractor, Looks, Randomization  # noqa: E402
 
+_STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 Act = Callable[[np.ndarray, int], np.ndarray]
 """``act(full_state, t) -> action``."""
 
@@ -137,6 +138,27 @@ class Simulator(ABC):
     @abstractmethod
     def state(self) -> np.ndarray:
         """Proprioception, float32 ``[STATE_SIZE]``."""
+
+    def get_state(self) -> np.ndarray:
+        """All that the next steps depend on, float64: what :meth:`set_state` of any simulator of this
+        task goes on from exactly.
+
+        Raises:
+            NotImplementedError: the suite keeps part of it outside of MuJoCo's state.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot save its state")
+
+    def set_state(self, state: np.ndarray) -> np.ndarray:
+        """Continues exactly where :meth:`get_state` was called; returns full_state."""
+        raise NotImplementedError(f"{type(self).__name__} cannot restore a state")
+
+    def _get_physics(self) -> np.ndarray:
+        state = np.empty(mujoco.mj_stateSize(self.model, _STATE))
+        mujoco.mj_getState(self.model, self.data, state, _STATE)
+        return state
+
+    def _set_physics(self, state: np.ndarray) -> None:
+        mujoco.mj_setState(self.model, self.data, state, _STATE)
 
     def script(self) -> Act:
         """A fresh scripted policy that solves the task.

@@ -67,8 +67,8 @@ class PlanningSim(KitchenSim):
     """Physics at 8 ms instead of 2: a third of the time, and the hand is within a millimetre after
     30 steps. What a plan says is then done at 2 ms."""
 
-    def __init__(self, task: str, recipe: Recipe) -> None:
-        super().__init__(task, image_size=32)
+    def __init__(self, task: str, recipe: Recipe = Recipe(), **options: Any) -> None:  # noqa: B008
+        super().__init__(task, **{"image_size": 32, **options})
         self.recipe = recipe
         self.model.opt.timestep *= 4
         self.robot.frame_skip //= 4

@@ -1,0 +1,193 @@
+"""SAC for a goal that changes at every reset, with hindsight goals in the replay buffer.
+
+    python examples/goal_switching.py --task drawer-open-v3 --out run
+    python examples/goal_switching.py --out run --resume
+    python examples/goal_switching.py --processes 2                   # two workers collect
+    python examples/goal_switching.py --processes 16 --collector ray  # on a Ray cluster
+
+Every episode shows the solved state of its own start; the policy sees the goal's embedding beside
+the frame's. Four of five sampled transitions get another goal, a frame that the same episode
+reached later, and the reward that it would have brought: Andrychowicz et al., arXiv 1707.01495.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import common
+import torch
+from common import REWARD_SCALES, Config, Run, TrainingReward, arg
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import Tensor, nn
+from torchrl.data import HERReplayBuffer, LazyTensorStorage
+from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.modules import MLP, NormalParamExtractor, ProbabilisticActor, TanhNormal, ValueOperator
+from torchrl.objectives import SACLoss, SoftUpdate
+
+from torchrl_vip import VIPRewardTransform, VIPTransform, goal_reward
+from torchrl_vip.envs import load_suite
+
+# -- config -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GoalConfig(Config):
+    her_ratio: float = arg(0.8, "fraction of a batch that gets a hindsight goal")
+    hidden: int = arg(256, "width of the networks' two layers")
+    lr: float = arg(3e-4, "Adam's learning rate")
+    alpha: float = arg(0.05, "weight of the entropy at the start; tuned to an entropy of -actions")
+    alpha_lr: float = arg(3e-3, "Adam's learning rate of the logarithm of that weight")
+    gamma: float = arg(0.99, "discount a step")
+    tau: float = arg(0.005, "step of the target networks towards the critics, an update")
+    buffer_size: int = arg(100_000, "transitions kept, 8 kB each")
+
+
+SMOKE = {
+    "steps": 36, "max_steps": 12, "warmup": 12, "batch_size": 16, "updates_per_step": 0.5,
+    "eval_every": 24, "eval_episodes": 1, "final_episodes": 1, "checkpoint_every": 12,
+    "hidden": 16, "buffer_size": 200,
+}  # fmt: skip
+
+OBSERVATION = ["z", "s", "z_goal"]  # scaled embedding [*B, D], proprioception [*B, S], goal [*B, D]
+STORED = [
+    *OBSERVATION, "action",
+    *[("next", key) for key in (*OBSERVATION, "reward", "done", "terminated")],
+]  # fmt: skip
+
+
+# -- environment and encoder ------------------------------------------------------------------------
+
+
+def make_env(seed: int, *, cfg: GoalConfig, statistics=None, film=False) -> EnvBase:
+    """pixels, goal_image -> vip_vec, goal_embedding -> vip_reward -> reward, z, s, z_goal."""
+    env = load_suite(cfg.suite).make_env(
+        cfg.task,
+        cameras=cfg.camera,
+        image_size=cfg.image_size,
+        goal="solved",
+        max_steps=cfg.max_steps,
+        seed=seed,
+    )
+    env = TransformedEnv(env, VIPTransform(cfg.encoder, del_keys=not film))
+    env.append_transform(VIPRewardTransform(mode="keep", scale="auto"))
+    env.append_transform(TrainingReward(cfg.reward))
+    return env if statistics is None else common.scaled_inputs(env, statistics, "goal_embedding")
+
+
+def hindsight_reward(
+    batch: TensorDictBase, *, choice: str, unit: float, calibration: dict
+) -> Tensor:
+    """What TrainingReward gives, for the goals in ``batch``: ``[B, 1]``.
+
+    Success is here a distance below the checkpoint's threshold. ``unit``: embedding units in one of
+    "z".
+    """
+    z, z_next, z_goal = (unit * batch[key] for key in ("z", ("next", "z"), "z_goal"))
+    threshold = calibration["success_threshold"]
+    terms = {
+        "vip": goal_reward(z, z_next, z_goal, scale=calibration["reward_scale"]),
+        "sparse": goal_reward(z, z_next, z_goal, form="sparse", threshold=threshold),
+    }
+    return sum(REWARD_SCALES[name] * terms[name] for name in choice.split("+")).unsqueeze(-1)
+
+
+def main() -> None:
+    cfg = common.parse(GoalConfig, __doc__, SMOKE)
+    run = Run(cfg)
+    make = partial(make_env, cfg=cfg)
+    statistics = run.statistics
+    if statistics is None:
+        statistics = common.input_statistics(make(common.EVALUATION_SEED - 1), 5 * cfg.max_steps)
+    make = partial(make, statistics=statistics)
+    eval_env = make(common.EVALUATION_SEED, film=True)
+    actions = eval_env.action_spec
+    size = sum(eval_env.observation_spec[key].shape[-1] for key in OBSERVATION)
+
+    # -- replay buffer ------------------------------------------------------------------------------
+    buffer = HERReplayBuffer(
+        partial(
+            hindsight_reward,
+            choice=cfg.reward,
+            unit=statistics["z_scale"][0],
+            calibration=eval_env.transform[0].encoder.config,
+        ),
+        goal_key="z_goal",
+        achieved_goal_key=("next", "z"),
+        # the simulator's dense reward cannot be had for another goal
+        her_ratio=0.0 if cfg.reward == "dense" else cfg.her_ratio,
+        storage=LazyTensorStorage(cfg.buffer_size),
+        batch_size=cfg.batch_size,
+    )
+
+    # -- networks -----------------------------------------------------------------------------------
+    layers = {"num_cells": [cfg.hidden, cfg.hidden], "activation_class": nn.ReLU}
+    actor = ProbabilisticActor(
+        TensorDictSequential(
+            TensorDictModule(
+                MLP(size, 2 * actions.shape[-1], **layers), OBSERVATION, ["parameters"]
+            ),
+            TensorDictModule(NormalParamExtractor(), ["parameters"], ["loc", "scale"]),
+        ),
+        spec=actions,
+        in_keys=["loc", "scale"],
+        distribution_class=TanhNormal,
+    )
+    critic = ValueOperator(
+        MLP(size + actions.shape[-1], 1, norm_class=nn.LayerNorm,
+            norm_kwargs={"normalized_shape": cfg.hidden}, **layers),
+        in_keys=[*OBSERVATION, "action"],
+    )  # fmt: skip
+
+    # -- loss ---------------------------------------------------------------------------------------
+    loss = SACLoss(
+        actor,
+        critic,
+        num_qvalue_nets=2,
+        alpha_init=cfg.alpha,
+        action_spec=actions,
+        target_entropy="auto",
+    )
+    loss.make_value_estimator(gamma=cfg.gamma)
+    targets = SoftUpdate(loss, tau=cfg.tau)
+    networks = [p for p in loss.parameters() if p is not loss.log_alpha]
+    # The weight that holds the entropy at its target is forty times below its start: rewards are
+    # small, and until it is found the policy moves at random.
+    optimizer = torch.optim.Adam(
+        [{"params": networks}, {"params": [loss.log_alpha], "lr": cfg.alpha_lr}],
+        lr=cfg.lr,
+        fused=True,
+    )
+    parts = {"loss": loss, "optimizer": optimizer, "buffer": buffer}
+    run.load(**parts)
+
+    def update() -> TensorDictBase:
+        losses = loss(buffer.sample())
+        optimizer.zero_grad()
+        (losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]).backward()
+        optimizer.step()
+        targets.step()
+        return losses.detach()
+
+    # -- loop ---------------------------------------------------------------------------------------
+    collector = common.make_collector(cfg, make, actor, run.step)
+    for batch in common.batches(collector):
+        buffer.extend(batch.select(*STORED))
+        run.advance(len(batch))
+        losses = {}
+        if run.step >= cfg.warmup:
+            for _ in range(int(cfg.updates_per_step * len(batch))):
+                losses = update()
+            collector.update_policy_weights_()
+        run.log_training(batch, losses)
+        if run.due(cfg.eval_every):
+            run.evaluate(eval_env, actor)
+        if run.due(cfg.checkpoint_every):
+            run.save(statistics=statistics, **parts)
+    collector.shutdown()
+    run.close()
+
+
+if __name__ == "__main__":
+    main()

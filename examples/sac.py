@@ -1,0 +1,166 @@
+"""SAC on frozen VIP embeddings and proprioception, rewarded by the distance to a goal image.
+
+    python examples/sac.py --task drawer-open-v3 --out run       # about 20 steps a second on a CPU core
+    python examples/sac.py --task drawer-open-v3 --out run --resume
+    python examples/sac.py --processes 2                          # two workers collect
+    python examples/sac.py --processes 16 --collector ray         # on the machines of a Ray cluster
+
+The replay buffer stores embeddings, never frames. Soft actor-critic: Haarnoja et al.,
+arXiv 1812.05905, with layer normalisation in the critics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import common
+import torch
+from common import Config, Run, TrainingReward, arg
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs import CatTensors, EnvBase, TransformedEnv
+from torchrl.modules import MLP, NormalParamExtractor, ProbabilisticActor, TanhNormal, ValueOperator
+from torchrl.objectives import SACLoss, SoftUpdate
+
+from torchrl_vip import VIPRewardTransform, VIPTransform
+from torchrl_vip.envs import load_suite
+
+# -- config -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SACConfig(Config):
+    goals: int = arg(5, "goal images of other episodes, averaged; 0: each start's own solved state")
+    hidden: int = arg(256, "width of the networks' two layers")
+    lr: float = arg(3e-4, "Adam's learning rate")
+    alpha: float = arg(0.05, "weight of the entropy at the start; tuned to an entropy of -actions")
+    alpha_lr: float = arg(3e-3, "Adam's learning rate of the logarithm of that weight")
+    gamma: float = arg(0.99, "discount a step")
+    tau: float = arg(0.005, "step of the target networks towards the critics, an update")
+    buffer_size: int = arg(100_000, "transitions kept, 4 kB each")
+
+
+SMOKE = {
+    "steps": 36, "max_steps": 12, "warmup": 12, "batch_size": 16, "updates_per_step": 0.5,
+    "eval_every": 24, "eval_episodes": 1, "final_episodes": 1, "checkpoint_every": 12,
+    "goals": 1, "hidden": 16, "buffer_size": 200,
+}  # fmt: skip
+
+# "observation" [*B, D + S]: scaled embedding and proprioception
+STORED = [
+    "observation", "action",
+    *[("next", key) for key in ("observation", "reward", "done", "terminated")],
+]  # fmt: skip
+
+
+# -- environment and encoder ------------------------------------------------------------------------
+
+
+def make_env(seed: int, *, cfg: SACConfig, goal=None, statistics=None, film=False) -> EnvBase:
+    """pixels -> vip_vec -> vip_reward -> reward, observation. ``film`` keeps the frames."""
+    env = load_suite(cfg.suite).make_env(
+        cfg.task,
+        cameras=cfg.camera,
+        image_size=cfg.image_size,
+        goal=None if goal else "solved",
+        max_steps=cfg.max_steps,
+        seed=seed,
+    )
+    env = TransformedEnv(env, VIPTransform(cfg.encoder, del_keys=not film))
+    env.append_transform(VIPRewardTransform(goal=goal, mode="keep", scale="auto"))
+    env.append_transform(TrainingReward(cfg.reward))
+    if statistics is not None:
+        common.scaled_inputs(env, statistics)
+        env.append_transform(CatTensors(["z", "s"], "observation"))
+    return env
+
+
+def main() -> None:
+    cfg = common.parse(SACConfig, __doc__, SMOKE)
+    run = Run(cfg)
+    goal = common.goal_images(cfg, cfg.goals) or None
+    make = partial(make_env, cfg=cfg, goal=goal)
+    statistics = run.statistics
+    if statistics is None:
+        statistics = common.input_statistics(make(common.EVALUATION_SEED - 1), 5 * cfg.max_steps)
+    make = partial(make, statistics=statistics)
+    eval_env = make(common.EVALUATION_SEED, film=True)
+    size, actions = eval_env.observation_spec["observation"].shape[-1], eval_env.action_spec
+
+    # -- replay buffer ------------------------------------------------------------------------------
+    buffer = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(cfg.buffer_size), batch_size=cfg.batch_size
+    )
+
+    # -- networks -----------------------------------------------------------------------------------
+    layers = {"num_cells": [cfg.hidden, cfg.hidden], "activation_class": nn.ReLU}
+    actor = ProbabilisticActor(
+        TensorDictModule(
+            nn.Sequential(MLP(size, 2 * actions.shape[-1], **layers), NormalParamExtractor()),
+            in_keys=["observation"],
+            out_keys=["loc", "scale"],
+        ),
+        spec=actions,
+        in_keys=["loc", "scale"],
+        distribution_class=TanhNormal,
+    )
+    critic = ValueOperator(
+        MLP(size + actions.shape[-1], 1, norm_class=nn.LayerNorm,
+            norm_kwargs={"normalized_shape": cfg.hidden}, **layers),
+        in_keys=["observation", "action"],
+    )  # fmt: skip
+
+    # -- loss ---------------------------------------------------------------------------------------
+    loss = SACLoss(
+        actor,
+        critic,
+        num_qvalue_nets=2,
+        alpha_init=cfg.alpha,
+        action_spec=actions,
+        target_entropy="auto",
+    )
+    loss.make_value_estimator(gamma=cfg.gamma)
+    targets = SoftUpdate(loss, tau=cfg.tau)
+    networks = [p for p in loss.parameters() if p is not loss.log_alpha]
+    # The weight that holds the entropy at its target is forty times below its start: rewards are
+    # small, and until it is found the policy moves at random.
+    optimizer = torch.optim.Adam(
+        [{"params": networks}, {"params": [loss.log_alpha], "lr": cfg.alpha_lr}],
+        lr=cfg.lr,
+        fused=True,
+    )
+    parts = {"loss": loss, "optimizer": optimizer, "buffer": buffer}
+    run.load(**parts)
+
+    def update() -> TensorDictBase:
+        losses = loss(buffer.sample())
+        optimizer.zero_grad()
+        (losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]).backward()
+        optimizer.step()
+        targets.step()
+        return losses.detach()
+
+    # -- loop ---------------------------------------------------------------------------------------
+    collector = common.make_collector(cfg, make, actor, run.step)
+    for batch in common.batches(collector):
+        buffer.extend(batch.select(*STORED))
+        run.advance(len(batch))
+        losses = {}
+        if run.step >= cfg.warmup:
+            for _ in range(int(cfg.updates_per_step * len(batch))):
+                losses = update()
+            collector.update_policy_weights_()
+        run.log_training(batch, losses)
+        if run.due(cfg.eval_every):
+            run.evaluate(eval_env, actor)
+        if run.due(cfg.checkpoint_every):
+            run.save(statistics=statistics, **parts)
+    collector.shutdown()
+    run.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""The reinforcement-learning examples run, resume, take every reward, and name a worker that dies."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs import TransformedEnv
+
+from torchrl_vip import VIPRewardTransform, VIPTransform
+
+pytest.importorskip("metaworld")
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import common  # noqa: E402
+import drq  # noqa: E402
+import goal_switching  # noqa: E402
+import sac  # noqa: E402
+
+CONFIGS = {"sac": sac.SACConfig, "drq": drq.DrQConfig, "goal_switching": goal_switching.GoalConfig}
+
+
+def command(script: str, out: Path, *flags) -> list[str]:
+    return [sys.executable, str(EXAMPLES / f"{script}.py"), "--smoke", "--out", str(out), *flags]
+
+
+def run(script: str, out: Path, *flags) -> subprocess.CompletedProcess:
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command(script, out, *flags), capture_output=True, text=True, timeout=300, env=one_thread
+    )
+
+
+def steps_logged(out: Path) -> list[int]:
+    rows = (out / "csv/scalars/train/return.csv").read_text().splitlines()
+    return [int(row.split(",")[0]) for row in rows]
+
+
+def read_stored(out: Path) -> dict[str, torch.Tensor]:
+    rows = torch.load(out / "checkpoint.pt", weights_only=True)["buffer"]["rows"]
+    return dict(TensorDict(rows, [len(rows["action"])]).flatten_keys().items())
+
+
+# -- whole runs -------------------------------------------------------------------------------------
+
+
+def test_sac_runs_and_resumes(tmp_path):
+    out = tmp_path / "run"
+    first = run("sac", out)
+    assert first.returncode == 0, first.stderr
+    assert "unseen starts" in first.stdout
+    assert steps_logged(out) == [12, 24, 36]
+    assert list((out / "tensorboard").glob("events*"))
+    assert (out / "videos/step_0000036.mp4").stat().st_size > 1_000
+    for name in ("success_last", "success_any", "return"):
+        assert (out / f"csv/scalars/final/{name}.csv").exists()
+    stored = read_stored(out)
+    assert all(tensor.dtype != torch.uint8 for tensor in stored.values())  # never pixels
+    assert not [key for key in stored if "full_state" in key or "goal" in key]
+
+    # as if it had been killed after it logged more than its last checkpoint knows
+    with (out / "csv/scalars/train/return.csv").open("a") as file:
+        file.write("48,123.0\n")
+    again = run("sac", out, "--resume", "--steps", "60")
+    assert again.returncode == 0, again.stderr
+    assert steps_logged(out) == [12, 24, 36, 48, 60]
+    resumed = read_stored(out)
+    assert len(resumed["action"]) == 60
+    assert torch.equal(resumed["observation"][:36], stored["observation"])
+    assert not list(out.glob("*.partial"))
+
+    assert "--steps takes it further" in run("sac", out, "--resume").stderr
+    changed = run("sac", out, "--resume", "--lr", "1", "--reward", "dense").stderr
+    assert "lr" in changed and "reward" in changed and "Traceback" not in changed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "flags", "resumed"),
+    [
+        ("drq", (), False),
+        ("drq", ("--observation", "embedding", "--goals", "0"), True),  # n-step buffer
+        ("goal_switching", (), True),  # hindsight buffer
+        ("sac", ("--processes", "2", "--collector", "distributed"), False),
+    ],
+)
+def test_smoke(script, flags, resumed, tmp_path):
+    out = tmp_path / "run"
+    result = run(script, out, *flags)
+    assert result.returncode == 0, result.stderr
+    assert steps_logged(out)[-1] >= 36
+    if resumed:
+        result = run(script, out, *flags, "--resume", "--steps", "60")
+        assert result.returncode == 0, result.stderr
+        assert steps_logged(out)[-2:] == [48, 60]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("collector", [("--overlap",), ("--collector", "distributed")])
+def test_a_killed_worker_is_named(collector, tmp_path):
+    out = tmp_path / "run"
+    flags = ["--processes", "2", "--steps", "1000000", "--eval-every", "1000000", *collector]
+    process = subprocess.Popen(
+        command("sac", out, *flags),
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        rows = out / "csv/scalars/train/return.csv"
+        deadline = time.time() + 180
+        while not (rows.exists() and rows.read_text().count("\n") >= 2):
+            assert process.poll() is None and time.time() < deadline
+            time.sleep(0.2)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [
+            pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+        ]
+        assert len(workers) == 2
+        os.kill(int(workers[1]), signal.SIGKILL)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert re.search(rf"worker 1 \(process {workers[1]}\) died with exit code -9", errors), errors
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(SystemExit, match="--resume continues it"):
+        common.Run(sac.SACConfig(out=str(tmp_path)))
+
+
+def test_help_names_every_field():
+    shown = subprocess.run(
+        [sys.executable, EXAMPLES / "drq.py", "--help"], capture_output=True, text=True
+    ).stdout
+    for name in CONFIGS["drq"].__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in shown
+
+
+# -- parts ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base_env():
+    from torchrl_vip.envs import metaworld
+
+    env = metaworld.make_env("drawer-open-v3", image_size=64, seed=0, max_steps=4)
+    yield env
+    env.close()
+
+
+@pytest.mark.parametrize("choice", ["vip", "sparse", "dense", "vip+sparse"])
+def test_the_reward_that_is_asked_for(choice, base_env, tiny_encoder):
+    env = TransformedEnv(base_env, VIPTransform(tiny_encoder, size=32))
+    env.append_transform(VIPRewardTransform(goal=torch.ones(3), mode="keep", scale=1.0))
+    env.append_transform(common.TrainingReward(choice))
+    env.reward_spec  # noqa: B018  (built without an error)
+    steps = env.rollout(3)["next"]
+    terms = {
+        "vip": 10.0 * steps["vip_reward"],
+        "sparse": steps["success"].float(),
+        "dense": 0.1 * steps["dense_reward"],
+    }
+    wanted = sum(terms[name] for name in choice.split("+"))
+    torch.testing.assert_close(steps["reward"], wanted)
+    assert (steps["dense_reward"] > 0).any()
+
+
+def test_hindsight_reward_is_the_training_reward():
+    """In units of the scaled embeddings, for the goal in the rows: computed by hand."""
+    batch = TensorDict(
+        {
+            "z": torch.tensor([[0.0, 0.0]]),
+            "z_goal": torch.tensor([[3.0, 0.0]]),
+            "next": {"z": torch.tensor([[1.0, 0.0]])},
+        },
+        [1],
+    )
+    calibration = {"reward_scale": 0.1, "success_threshold": 5.0}
+    options = {"unit": 2.0, "calibration": calibration}
+    reward = goal_switching.hindsight_reward(batch, choice="vip", **options)
+    assert reward.shape == (1, 1)
+    assert reward.item() == pytest.approx(10 * 0.1 * (6.0 - 4.0))  # distances 3 and 2, unit 2
+    both = goal_switching.hindsight_reward(batch, choice="vip+sparse", **options)
+    assert both.item() == pytest.approx(2.0 + 1.0)  # 4 is below the threshold
+
+
+def test_random_shift_moves_whole_frames():
+    frames = torch.zeros(64, 1, 9, 9)
+    frames[:, :, 4, 4] = 1
+    shifted = drq.random_shift(frames, 2)
+    assert shifted.shape == frames.shape
+    place = shifted[:, 0].flatten(1).argmax(1)
+    rows, columns = place // 9, place % 9
+    assert set(rows.tolist()) == set(columns.tolist()) == {2, 3, 4, 5, 6}
+    assert torch.equal(shifted.sum((1, 2, 3)), torch.ones(64))
+    assert torch.equal(drq.random_shift(frames, 0), frames)
+
+
+def test_a_full_buffer_goes_on_where_it_was():
+    def make():
+        return TensorDictReplayBuffer(storage=LazyTensorStorage(4), batch_size=2)
+
+    def rows(*values):
+        return TensorDict({"x": torch.tensor(values)}, [len(values)])
+
+    first, second = make(), make()
+    first.extend(rows(0, 1, 2, 3))
+    first.extend(rows(4, 5))  # over the oldest
+    common.fill(second, common.rows_of(first))
+    for buffer in (first, second):
+        buffer.extend(rows(6))
+    assert second[:]["x"].tolist() == first[:]["x"].tolist() == [4, 5, 6, 3]
+
+
+def test_starts_of_training_and_evaluation_are_apart():
+    seeds = [
+        common.training_seed(CONFIGS["sac"](seed=seed), worker, step)
+        for seed in (0, 99)
+        for worker in (0, 999)
+        for step in (0, 10_000_000)
+    ]
+    assert len(set(seeds)) == len(seeds)
+    assert max(seeds) < common.EVALUATION_SEED - 1
