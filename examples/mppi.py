@@ -1,0 +1,166 @@
+"""Plan to a goal image with MPPI on the real simulator, and draw what the planner saw.
+
+    python examples/mppi.py --task sdoor_open --out plan            # about a minute on two cores
+    python examples/mppi.py --task light_on --camera right_cam --start 0 --steps 100
+    python examples/mppi.py --suite fetch --task fetch-push
+
+At every step 32 noisy action sequences run ahead from the saved state of the simulator, each is scored
+by the embedding distance of its last frame to the goal, and their weighted mean moves the robot by one
+step (VIP, arXiv 2210.00030, appendix E). Any suite whose simulator saves its state will do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads would take the workers' cores
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from torchrl_vip import FrozenEncoder, load_vip
+from torchrl_vip.data.video import write_video
+from torchrl_vip.envs import load_suite
+from torchrl_vip.planning import MPPI, Rollouts, last_frame
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = partial(parser.add_argument)
+    add("--suite", default="kitchen", choices=("kitchen", "fetch"), help="(%(default)s)")
+    add("--task", default="sdoor_open", help="one of the suite's (%(default)s)")
+    add("--camera", help="its name (the suite's own)")
+    add("--start", type=int, default=15, help="kitchen: state of a demonstration (%(default)s)")
+    add("--steps", type=int, default=50, help="at most (%(default)s)")
+    add("--trajectories", type=int, default=32, help="candidates a step (%(default)s)")
+    add("--horizon", type=int, default=12, help="steps a candidate looks ahead (%(default)s)")
+    add("--sigma", type=float, default=1.0, help="of the noise, actions (%(default)s)")
+    add("--encoder", help="checkpoint's name or folder (the bundled one)")
+    add("--image-size", type=int, default=160, help="pixels (%(default)s)")
+    add("--processes", type=int, default=len(os.sched_getaffinity(0)), help="(one a core)")
+    add("--seed", type=int, default=0, help="of start, goal and noise (%(default)s)")
+    add("--out", type=Path, default=Path("plan"), help="folder of video and picture (%(default)s)")
+    add("--smoke", action="store_true", help="seconds, to see that everything works")
+    args = parser.parse_args()
+    if args.smoke:
+        args.steps, args.trajectories, args.horizon, args.processes = 2, 3, 2, 0
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    suite = load_suite(args.suite)
+    options = {"camera": args.camera, "image_size": args.image_size}
+    sim = suite.SIMULATOR(args.task, **options)
+
+    # -- the goal and the start ---------------------------------------------------------------------
+    goal = sim.solved_frame(args.seed)
+    if goal is None:
+        sys.exit(f"error: the script does not solve {args.task} from seed {args.seed}: try another")
+    if args.suite == "kitchen":
+        demonstrations = suite.demonstrations(args.task)
+        sim.repeat(demonstrations[args.seed % len(demonstrations)], args.start)
+    else:
+        sim.reset(args.seed)
+
+    # -- the reward: minus the distance to the goal -------------------------------------------------
+    encoder = FrozenEncoder(load_vip(args.encoder), chunk_size=16)
+    z_goal = encoder(torch.from_numpy(goal))
+
+    def distance(frames: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, 3] to [N]."""
+        return (encoder(torch.from_numpy(frames)) - z_goal).norm(dim=-1).numpy()
+
+    # -- the plan -----------------------------------------------------------------------------------
+    planner = MPPI(
+        sim.ACTION_SIZE,
+        horizon=args.horizon,
+        trajectories=args.trajectories,
+        sigma=args.sigma,
+        seed=args.seed,
+    )
+    frames, solved = [sim.render().copy()], []
+    make_sim = partial(suite.SIMULATOR, args.task, **options)
+    with (
+        Rollouts(make_sim, last_frame, processes=args.processes) as rollouts,
+        tqdm(total=args.steps, unit="step") as bar,
+    ):
+        for _ in range(args.steps):
+            state = sim.get_state()
+            action = planner.plan(lambda actions, s=state: -distance(rollouts(s, actions)))
+            _, _, success = sim.step(action)
+            frames.append(sim.render().copy())
+            solved.append(success)
+            bar.update()
+            bar.set_postfix(distance=f"{distance(frames[-1][None])[0]:.2f}", solved=success)
+            if all(solved[-5:]) and len(solved) >= 5:
+                break
+    sim.close()
+
+    # -- what came of it ----------------------------------------------------------------------------
+    curve = distance(np.stack(frames))
+    print(
+        f"{args.task}: {'solved' if solved[-1] else 'not solved'} after {len(solved)} steps; "
+        f"distance {curve[0]:.2f} -> {curve[-1]:.2f}"
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    draw(frames, goal, curve, args.out / f"{args.task}.png")
+    film(frames, goal, curve, args.out / f"{args.task}.mp4")
+    print(f"wrote {args.out / args.task}.png and .mp4")
+
+
+def draw(frames: list[np.ndarray], goal: np.ndarray, curve: np.ndarray, path: Path) -> None:
+    """Five frames and the goal above the distance."""
+    shown = np.linspace(0, len(frames) - 1, 5).astype(int)
+    names = [f"step {i}" for i in shown] + ["goal"]
+    keys = [f"{column}" for column in range(6)]
+    figure, axes = plt.subplot_mosaic(
+        [keys, ["curve"] * 6], figsize=(12, 5), height_ratios=[1, 1.2], layout="constrained"
+    )
+    images = [frames[i] for i in shown] + [goal]
+    for key, name, image in zip(keys, names, images, strict=True):
+        axes[key].imshow(image)
+        axes[key].set_title(name, fontsize=9)
+        axes[key].axis("off")
+    axes["curve"].plot(curve)
+    axes["curve"].set(xlabel="environment step", ylabel="distance to the goal", ylim=(0, None))
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def film(frames: list[np.ndarray], goal: np.ndarray, curve: np.ndarray, path: Path) -> None:
+    """The episode beside the goal, its distance growing below."""
+    figure, axes = plt.subplot_mosaic(
+        [["now", "goal"], ["curve", "curve"]], figsize=(6, 5), height_ratios=[1.6, 1],
+        layout="constrained",
+    )  # fmt: skip
+    now = axes["now"].imshow(frames[0])
+    axes["goal"].imshow(goal)
+    for name in ("now", "goal"):
+        axes[name].set_title(name)
+        axes[name].axis("off")
+    (line,) = axes["curve"].plot(curve)
+    axes["curve"].set(xlabel="environment step", ylabel="distance to the goal", ylim=(0, None))
+    pictures = []
+    for t, frame in enumerate(frames):
+        now.set_data(frame)
+        line.set_data(np.arange(t + 1), curve[: t + 1])
+        figure.canvas.draw()
+        pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
+    plt.close(figure)
+    write_video(path, np.stack(pictures), fps=10)
+
+
+if __name__ == "__main__":
+    main()
