@@ -265,6 +265,30 @@ def test_tcn_by_hand():
     assert tcn_loss(*z).item() == pytest.approx(want, rel=1e-6)
 
 
+def test_a_time_contrastive_term_is_added_with_its_weight():
+    frames = torch.rand(6, 4, 3, 8, 8)
+    clips, encoder = (
+        TensorDict({"pixels": frames}, [6]),
+        nn.Sequential(nn.Flatten(), nn.Linear(192, 5)),
+    )
+    plain, more = (
+        VIPLoss(encoder, num_negatives=0, time_contrast=weight)(clips) for weight in (0.0, 2.5)
+    )
+    z = encoder(frames.flatten(0, 1)).unflatten(0, (6, 4))
+    contrast = tcn_loss(z[:, 0], z[:, 1], z[:, 3])
+    torch.testing.assert_close(more["loss_vip"], plain["loss_vip"] + 2.5 * contrast)
+    torch.testing.assert_close(more["time_contrast"], contrast.detach())
+    assert "time_contrast" not in plain.keys()
+
+
+def test_the_head_alone_reads_features():
+    features = torch.randn(6, 4, 7)
+    loss = VIPLoss(nn.Linear(7, 5), in_key="features", num_negatives=0)
+    assert loss(TensorDict({"features": features}, [6]))["loss_vip"].requires_grad
+    with pytest.raises(ValueError, match=r'reads "features" of shape \[B, 4, F\].*got \(6, 3, 7\)'):
+        loss(TensorDict({"features": features[:, :3]}, [6]))
+
+
 def test_the_rivals_are_loss_modules_that_reach_the_encoder():
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(12, 3, bias=False))
     pixels = torch.rand(4, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0))

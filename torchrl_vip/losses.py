@@ -83,6 +83,8 @@ class VIPLoss(EmbeddingLoss):
         gamma: discount in (0, 1).
         num_negatives: in-batch permutations; 3 in the official trainer, 0 for none.
         negatives, clamp: see :func:`torchrl_vip.functional.vip_loss`.
+        time_contrast: weight of R3M's time-contrastive loss on the same sub-clips, which orders frames
+            in time directly; 0 in the paper.
         generator: CPU generator of the permutations.
     """
 
@@ -96,6 +98,7 @@ class VIPLoss(EmbeddingLoss):
         num_negatives: int = 3,
         negatives: str = "code",
         clamp: bool = False,
+        time_contrast: float = 0.0,
         l1: float = 0.001,
         l2: float = 0.001,
         generator: torch.Generator | None = None,
@@ -106,10 +109,11 @@ class VIPLoss(EmbeddingLoss):
         self.num_negatives = num_negatives
         self.negatives = negatives
         self.clamp = clamp
+        self.time_contrast = time_contrast
         self.generator = generator
 
     def objective(self, z: Tensor, reward: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return vip_loss(
+        loss, metrics = vip_loss(
             *z.unbind(1),
             reward=reward,
             gamma=self.gamma,
@@ -118,6 +122,11 @@ class VIPLoss(EmbeddingLoss):
             clamp=self.clamp,
             generator=self.generator,
         )
+        if self.time_contrast:
+            contrast = tcn_loss(z[:, 0], z[:, 1], z[:, 3])
+            loss = loss + self.time_contrast * contrast
+            metrics["time_contrast"] = contrast.detach()
+        return loss, metrics
 
 
 class TCNLoss(EmbeddingLoss):

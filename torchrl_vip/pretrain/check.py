@@ -39,6 +39,7 @@ def check(config: dict[str, Any]) -> None:
         "seed": whole(config["seed"], 0),
         "lr": real(config["lr"], tiny),
         "weight_decay": real(config["weight_decay"], 0),
+        "time_contrast": real(config["time_contrast"], 0),
         "l1": real(config["l1"], 0),
         "l2": real(config["l2"], 0),
         "gamma": real(config["gamma"], tiny, 1 - 1e-12),

@@ -301,6 +301,7 @@ def make_objective(encoder: VIPEncoder, config: dict[str, Any]) -> EmbeddingLoss
         num_negatives=config["num_negatives"],
         negatives=config["negatives"],
         clamp=config["clamp"],
+        time_contrast=config["time_contrast"],
         generator=torch.Generator(),
         **options,
     )
