@@ -1,7 +1,7 @@
 """DrQ-v2 with a VIP reward: from pixels, or with ``--observation embedding`` on frozen embeddings.
 
-    python examples/drq.py --task drawer-open-v3 --out run
-    python examples/drq.py --task drawer-open-v3 --observation embedding --out run
+    python examples/drq.py --out run
+    python examples/drq.py --observation embedding --out run
     python examples/drq.py --out run --resume
     python examples/drq.py --processes 2                          # two workers collect
     python examples/drq.py --processes 16 --collector ray         # on the machines of a Ray cluster

@@ -1,6 +1,6 @@
 """SAC for a goal that changes at every reset, with hindsight goals in the replay buffer.
 
-    python examples/goal_switching.py --task drawer-open-v3 --out run
+    python examples/goal_switching.py --out run
     python examples/goal_switching.py --out run --resume
     python examples/goal_switching.py --processes 2                   # two workers collect
     python examples/goal_switching.py --processes 16 --collector ray  # on a Ray cluster

@@ -1,9 +1,9 @@
 """SAC on frozen VIP embeddings and proprioception, rewarded by the distance to a goal image.
 
-    python examples/sac.py --task drawer-open-v3 --out run       # about 20 steps a second on a CPU core
-    python examples/sac.py --task drawer-open-v3 --out run --resume
-    python examples/sac.py --processes 2                          # two workers collect
-    python examples/sac.py --processes 16 --collector ray         # on the machines of a Ray cluster
+    python examples/sac.py --out run                 # about 20 steps a second on a CPU core
+    python examples/sac.py --out run --resume
+    python examples/sac.py --processes 2                 # two workers collect
+    python examples/sac.py --processes 16 --collector ray    # the machines of a Ray cluster
 
 The replay buffer stores embeddings, never frames. Soft actor-critic: Haarnoja et al.,
 arXiv 1812.05905, with layer normalisation in the critics.
