@@ -4,7 +4,7 @@ Fine-tunes the bundled encoder by ``preset=finetune`` on the clips of one camera
 scores, with both encoders, the clips of later days: each clip's own last frame is the goal (clips of
 this set seldom share a task). The laboratory is one that the bundled encoder was not trained on.
 
-    python benchmarks/finetune.py --droid ../shared/data/droid     # about 10 minutes on two cores
+    python benchmarks/finetune.py --droid ../shared/data/droid     # about 5 minutes on two cores
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument(
         "--train", type=int, default=20, help="clips to train on, the earliest days"
     )
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--out", type=Path, default=ROOT / "results")
     args = parser.parse_args()
     scene = [

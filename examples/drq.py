@@ -43,7 +43,7 @@ from torchrl_vip.envs import load_suite
 class DrQConfig(Config):
     observation: str = arg("pixels", "what the networks see", choices=("pixels", "embedding"))
     goals: int = arg(5, "goal images of other episodes, averaged; 0: each start's own solved state")
-    # The paper's 84 pixels and strides 2, 1, 1, 1 cost fourteen times as much: for a GPU.
+    # The paper's 84 pixels and strides 2, 1, 1, 1 cost some seven times as much: for a GPU.
     frame_size: int = arg(64, "side of the frames that the networks see, pixels")
     stack: int = arg(1, "last frames that the networks see")
     shift: int = arg(4, "random shifts of the frames are up to so many pixels")
