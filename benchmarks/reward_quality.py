@@ -363,7 +363,8 @@ def main(arguments: list[str] | None = None) -> None:
         groups = len({c.group for c in clips})
         text += [f"## {suite}: {groups} groups, {len(clips)} clips", ""]
         for columns in COLUMNS:
-            text += [*table(summaries, columns), ""]
+            if any(metric in s for s in summaries.values() for metric in columns):
+                text += [*table(summaries, columns), ""]
         text += [f"{next(iter(scores))} minus the others, paired by group:", ""]
         text += [*differences(scores), ""]
         picture = f"{args.name}_{suite}.png"

@@ -6,7 +6,8 @@
 
 At every step 32 noisy action sequences run ahead from the saved state of the simulator, each is scored
 by the embedding distance of its last frame to the goal, and their weighted mean moves the robot by one
-step (VIP, arXiv 2210.00030, appendix E). Any suite whose simulator saves its state will do.
+step (VIP, arXiv 2210.00030, appendix E). It stops once the task has been solved for five steps. Any
+suite whose simulator saves its state will do.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def parse_args() -> argparse.Namespace:
     add("--out", type=Path, default=Path("plan"), help="folder of video and picture (%(default)s)")
     add("--smoke", action="store_true", help="seconds, to see that everything works")
     args = parser.parse_args()
+    if args.task not in (tasks := load_suite(args.suite).list_tasks()):
+        parser.error(f"unknown task {args.task!r}; {args.suite} has {', '.join(tasks)}")
     if args.smoke:
         args.steps, args.trajectories, args.horizon, args.processes = 2, 3, 2, 0
     return args

@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from torchrl_vip.planning import rollout
 
 pytest.importorskip("gymnasium_robotics", reason='pip install "torchrl-vip[robotics]"')
 
@@ -21,7 +25,7 @@ def short(monkeypatch) -> None:
 
 
 def arguments(out: Path, *more: str) -> list[str]:
-    small = "--row pixels --tasks light_on --cameras left_cam --trajectories 3 --image-size 32"
+    small = "--encoder pixels --tasks light_on --cameras left_cam --trajectories 3"
     return [*small.split(), "--out", str(out), "--results", str(out), "--processes", "0", *more]
 
 
@@ -34,44 +38,100 @@ def played(episode: dict) -> tuple:
 
 
 def test_episodes_are_played_once_and_reported(tmp_path, capsys) -> None:
-    kitchen36.main(arguments(tmp_path, "--row", "state"))
+    kitchen36.main(arguments(tmp_path, "--encoder", "state"))
     first = episodes(tmp_path)
     assert [e["row"] for e in first] == ["pixels", "state"]
     assert len(first[0]["distance"]) == len(first[0]["reward"]) == 2 and not first[1]["distance"]
     with open(tmp_path / "episodes.jsonl", "a") as file:
         file.write('{"row": "pix')  # killed while it wrote
-    kitchen36.main(arguments(tmp_path, "--row", "state", "--setting", "easy", "hard"))
+    more = "--encoder state --setting easy hard --budgets 3 5".split()
+    kitchen36.main(arguments(tmp_path, *more))
     both = episodes(tmp_path)
-    assert both[:2] == first and [e["setting"] for e in both] == ["easy", "easy", "hard", "hard"]
+    assert both[:2] == first and len(both) == 8
+    rewards = {(e["row"], e["setting"], e["trajectories"]): e["reward"] for e in both}
+    assert len(rewards) == 8
+    assert rewards["state", "easy", 3][0] > rewards["state", "hard", 3][0]  # it starts nearer
     table = (tmp_path / "kitchen36.md").read_text()
-    assert "| easy | 3 | pixels | 1 |" in table and "| hard | 3 | state | 1 |" in table
+    assert "| easy | 3 | pixels | 1 |" in table and "| hard | 5 | state | 1 |" in table
+    assert "hard, 5 trajectories, pixels minus state: 0%" in table
     assert (tmp_path / "kitchen36.png").stat().st_size > 5_000
-    assert "2 of 4 episodes are in" in capsys.readouterr().err
+    assert "2 of 8 are in" in capsys.readouterr().err
 
 
-def test_easy_starts_nearer_to_the_goal_than_hard(tmp_path) -> None:
-    kitchen36.main(arguments(tmp_path, "--setting", "easy", "hard"))
-    easy, hard = episodes(tmp_path)
-    assert easy["reward"][0] > hard["reward"][0]
+def test_several_cameras_are_one_score(tmp_path) -> None:
+    more = "--cameras-summed --goals 2 --smoothness 0.1 --image-size 32".split()
+    kitchen36.main(arguments(tmp_path, *more))
+    (episode,) = episodes(tmp_path)
+    assert episode["camera"] == "summed" and episode["first_distance"] == pytest.approx(1)
+    name = "pixels, mean of 2 goals, cameras summed, smoothness 0.1, drawn at 32²"
+    assert f"| {name} | 1 |" in (tmp_path / "kitchen36.md").read_text()
+
+
+def test_scores_by_hand() -> None:
+    values = np.array([[-5.0, -4.0, -1.0], [-5.0, -3.0, -2.0]])
+    np.testing.assert_array_equal(kitchen36.score(values[:, -1], "last"), [-1, -2])
+    np.testing.assert_array_equal(kitchen36.score(values, "sum"), [-10, -10])
+    np.testing.assert_array_equal(kitchen36.score(values, "difference"), [3, 1])
+
+
+def test_a_judge_by_hand() -> None:
+    def brightness(images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean((1, 2, 3))[:, None]
+
+    def frames(*values: int) -> np.ndarray:
+        return np.stack([np.full((4, 4, 3), value, np.uint8) for value in values])
+
+    one = kitchen36.Judge(brightness, np.stack([frames(10), frames(20)]), frames(65))
+    assert one.first == 50 and one(np.stack([frames(5), frames(15)])) == pytest.approx([-10, 0])
+    two = kitchen36.Judge(brightness, frames(10, 100)[None], frames(60, 110))
+    assert two.first == 1 and float(two(frames(35, 105))) == pytest.approx(-0.5)
+
+
+def test_workers_draw_what_is_asked_for() -> None:
+    sim = kitchen36.CandidateSim("light_on", image_size=16)
+    sim.reset(0)
+    state = sim.get_state()
+
+    def records(view: str, first: int) -> np.ndarray:
+        header = [list(kitchen36.VIEWS).index(view), first]
+        state_ahead = np.concatenate([header, state])
+        return rollout(sim, state_ahead, np.zeros((1, 3, 9)), kitchen36.seen, every=True)[0]
+
+    assert records("none", 1)["frames"].shape == (3, 0, 16, 16, 3)
+    frames = records("summed", 2)["frames"]
+    assert frames.shape == (3, 3, 16, 16, 3) and not frames[0].any()
+    left = records("left_cam", 3)
+    np.testing.assert_array_equal(left["frames"][2, 0], frames[2, 1])
+    assert not left["frames"][:2].any() and (left["reward"] < 0).all()
+    sim.close()
 
 
 @pytest.mark.slow
-def test_processes_and_score_forms(tmp_path) -> None:
-    for name, more in {
-        "none": [],
-        "two": ["--processes", "2"],
-        "sum": ["--score", "sum", "--goals", "2"],
-        "difference": ["--score", "difference"],
-    }.items():
-        kitchen36.main(arguments(tmp_path / name, *more))
-    runs = {p.name: episodes(p)[0] for p in tmp_path.iterdir()}
-    assert played(runs["none"]) == played(runs["two"])
-    assert len({str(played(run)) for run in runs.values()}) == 3
+def test_processes_change_nothing(tmp_path) -> None:
+    for count in "012":
+        kitchen36.main(arguments(tmp_path / count, "--encoder", "state", "--processes", count))
+    none, one, two = ([played(e) for e in episodes(tmp_path / count)] for count in "012")
+    assert none == one == two
 
 
-def test_an_unknown_row_or_task_is_an_error(tmp_path, capsys) -> None:
-    with pytest.raises(SystemExit, match="--row fly: wanted NAME=CHECKPOINT"):
-        kitchen36.main([*arguments(tmp_path), "--row", "fly"])
+@pytest.mark.slow
+def test_score_forms(tmp_path) -> None:
+    for form in ("last", "sum", "difference"):
+        kitchen36.main(arguments(tmp_path, "--score", form))
+    assert len({str(played(episode)) for episode in episodes(tmp_path)}) == 3
+
+
+def test_other_weights_under_one_name_are_refused(tmp_path) -> None:
+    episode = kitchen36.Episode("ours", "easy", "light_on", "left_cam", 0, 32, "last", 1)
+    line = json.dumps(episode._asdict() | {"weights": "00000000"})
+    (tmp_path / "episodes.jsonl").write_text(line + "\n")
+    with pytest.raises(SystemExit, match="episodes of 'ours' with other weights"):
+        kitchen36.main([*arguments(tmp_path), "--encoder", "ours=untrained"])
+
+
+def test_an_unknown_encoder_or_task_is_an_error(tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit, match="--encoder fly: .* neither a bundled checkpoint"):
+        kitchen36.main([*arguments(tmp_path), "--encoder", "fly"])
     with pytest.raises(SystemExit):
         kitchen36.main([*arguments(tmp_path), "--tasks", "fly"])
     assert "unknown tasks ['fly']" in capsys.readouterr().err
