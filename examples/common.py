@@ -62,7 +62,8 @@ class Config:
     task: str = arg("button-press-topdown-v3", "one of the suite's list_tasks()")
     camera: str | None = arg(None, "camera's name (the suite's own)")
     image_size: int = arg(128, "side of the rendered frames, pixels")
-    max_steps: int = arg(100, "length of an episode, steps")
+    max_steps: int = arg(100, "length of an episode, steps of the simulator, as all steps here")
+    frame_skip: int = arg(2, "steps that an action is held; only the last one is rendered")
     encoder: str | None = arg(None, "checkpoint's name or folder (the bundled one)")
     reward: str = arg("vip", "what to learn from", choices=("vip", "sparse", "dense", "vip+sparse"))
     seed: int = arg(0, "of networks, exploration and training starts")
@@ -208,7 +209,7 @@ def scaled_inputs(env: TransformedEnv, statistics: TensorDict, *goals: str) -> T
 def make_collector(
     cfg: Config, make_env: Callable[[int], EnvBase], policy: TensorDictModuleBase, step: int
 ) -> BaseCollector:
-    """TorchRL's collector of whole episodes, ``max_steps`` of every worker in each batch.
+    """TorchRL's collector of whole episodes, one of every worker in each batch.
 
     Whole episodes because n-step returns and hindsight goals need the steps of one episode in a
     row. ``make_env`` takes a seed. ``--collector ray`` uses the machines of a running Ray cluster;
@@ -216,11 +217,12 @@ def make_collector(
     with ``launcher="submitit"``.
     """
     workers = max(1, cfg.processes)
-    per_batch = cfg.max_steps * (1 if cfg.overlap else workers)
+    episodes = 1 if cfg.overlap else workers
+    per_batch = -(-cfg.max_steps // cfg.frame_skip) * episodes  # actions, as below
     settings: dict[str, Any] = {
         "frames_per_batch": per_batch,
-        "total_frames": -(-(cfg.steps - step) // per_batch) * per_batch,
-        "init_random_frames": max(0, cfg.warmup - step),
+        "total_frames": -(-(cfg.steps - step) // (cfg.frame_skip * per_batch)) * per_batch,
+        "init_random_frames": max(0, cfg.warmup - step) // cfg.frame_skip,
     }
     makers = [partial(make_env, training_seed(cfg, i, step)) for i in range(workers)]
     if cfg.processes == 0:
@@ -418,11 +420,13 @@ class Run:
         kept = self.restored.get("statistics")
         return None if kept is None else TensorDict(kept)
 
-    def advance(self, steps: int) -> None:
-        """Count environment steps."""
+    def advance(self, actions: int) -> int:
+        """Count the environment steps of so many actions, and return them."""
+        steps = actions * self.cfg.frame_skip
         self._last = self.step
         self.step += steps
         self._bar.update(steps)
+        return steps
 
     def due(self, every: int) -> bool:
         """Whether a multiple of ``every`` lies in the steps since the last :meth:`advance`, or the end."""

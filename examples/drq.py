@@ -79,6 +79,7 @@ def make_env(seed: int, *, cfg: DrQConfig, goal=None, statistics=None, film=Fals
         image_size=cfg.image_size,
         goal=None if goal else "solved",
         max_steps=cfg.max_steps,
+        frame_skip=cfg.frame_skip,
         seed=seed,
     )
     from_pixels = cfg.observation == "pixels"
@@ -162,7 +163,7 @@ def main() -> None:
     make = partial(make_env, cfg=cfg, goal=goal)
     statistics = run.statistics
     if statistics is None:
-        statistics = common.input_statistics(make(common.EVALUATION_SEED - 1), 5 * cfg.max_steps)
+        statistics = common.input_statistics(make(common.EVALUATION_SEED - 1), 3 * cfg.max_steps)
     make = partial(make, statistics=statistics)
     eval_env = make(common.EVALUATION_SEED, film=True)
     actions, seen = eval_env.action_spec, SEEN[cfg.observation]
@@ -235,11 +236,11 @@ def main() -> None:
     collector = common.make_collector(cfg, make, TensorDictSequential(policy, noise), run.step)
     for batch in common.batches(collector):
         buffer.extend(batch.select(*stored))
-        run.advance(len(batch))
+        steps = run.advance(len(batch))
         noise.step(len(batch))
         losses = {}
         if run.step >= cfg.warmup:
-            for _ in range(int(cfg.updates_per_step * len(batch))):
+            for _ in range(int(cfg.updates_per_step * steps)):
                 losses = update()
             collector.update_policy_weights_()
         run.log_training(batch, losses)

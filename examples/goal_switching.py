@@ -68,6 +68,7 @@ def make_env(seed: int, *, cfg: GoalConfig, statistics=None, film=False) -> EnvB
         image_size=cfg.image_size,
         goal="solved",
         max_steps=cfg.max_steps,
+        frame_skip=cfg.frame_skip,
         seed=seed,
     )
     env = TransformedEnv(env, VIPTransform(cfg.encoder, del_keys=not film))
@@ -99,7 +100,7 @@ def main() -> None:
     make = partial(make_env, cfg=cfg)
     statistics = run.statistics
     if statistics is None:
-        statistics = common.input_statistics(make(common.EVALUATION_SEED - 1), 5 * cfg.max_steps)
+        statistics = common.input_statistics(make(common.EVALUATION_SEED - 1), 3 * cfg.max_steps)
     make = partial(make, statistics=statistics)
     eval_env = make(common.EVALUATION_SEED, film=True)
     actions = eval_env.action_spec
@@ -174,10 +175,10 @@ def main() -> None:
     collector = common.make_collector(cfg, make, actor, run.step)
     for batch in common.batches(collector):
         buffer.extend(batch.select(*STORED))
-        run.advance(len(batch))
+        steps = run.advance(len(batch))
         losses = {}
         if run.step >= cfg.warmup:
-            for _ in range(int(cfg.updates_per_step * len(batch))):
+            for _ in range(int(cfg.updates_per_step * steps)):
                 losses = update()
             collector.update_policy_weights_()
         run.log_training(batch, losses)

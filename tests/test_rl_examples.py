@@ -74,8 +74,8 @@ def test_sac_runs_and_resumes(tmp_path):
     assert again.returncode == 0, again.stderr
     assert steps_logged(out) == [12, 24, 36, 48, 60]
     resumed = read_stored(out)
-    assert len(resumed["action"]) == 60
-    assert torch.equal(resumed["observation"][:36], stored["observation"])
+    assert len(resumed["action"]) == 30  # each held for two steps
+    assert torch.equal(resumed["observation"][:18], stored["observation"])
     assert not list(out.glob("*.partial"))
 
     assert "--steps takes it further" in run("sac", out, "--resume").stderr

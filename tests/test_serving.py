@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -22,6 +23,12 @@ def make_worker(client, length: int = 4) -> TransformedEnv:
     return env.append_transform(VIPRewardTransform(goal=grey(200, 16, 16, 3)))
 
 
+@pytest.fixture(scope="module")
+def server():
+    with EncoderServer(CountingEncoder()) as server:
+        yield server
+
+
 def test_a_client_embeds_as_the_encoder_itself() -> None:
     encoder = FrozenEncoder(trained_encoder())
     with EncoderServer(encoder) as server:
@@ -34,17 +41,15 @@ def test_a_client_embeds_as_the_encoder_itself() -> None:
             client(images(1).float())
 
 
-def test_specs_hold_with_one_environment() -> None:
-    with EncoderServer(CountingEncoder()) as server:
-        env = make_worker(server.client())
-        check_env_specs(env)
-        reward = env.rollout(3)["next", "reward"].flatten()
-        torch.testing.assert_close(reward, torch.full((3,), STEP * LEVEL), atol=1e-5, rtol=1e-4)
+def test_specs_hold_with_one_environment(server) -> None:
+    env = make_worker(server.client())
+    check_env_specs(env)
+    reward = env.rollout(3)["next", "reward"].flatten()
+    torch.testing.assert_close(reward, torch.full((3,), STEP * LEVEL), atol=1e-5, rtol=1e-4)
 
 
 def test_workers_share_the_servers_encoder() -> None:
-    encoder = CountingEncoder()
-    with EncoderServer(encoder, min_batch_size=2, wait=0.5) as server:
+    with EncoderServer(CountingEncoder(), min_batch_size=2, wait=0.5) as server:
         makers = [functools.partial(make_worker, server.client(), n) for n in (3, 5)]
         env = ParallelEnv(2, makers)
         try:
@@ -55,19 +60,17 @@ def test_workers_share_the_servers_encoder() -> None:
     close = functools.partial(torch.testing.assert_close, atol=1e-5, rtol=1e-4)
     close(rollout["next", "reward"], torch.full((2, 6, 1), STEP * LEVEL))
     # 6 steps of 2 workers in joint batches; goals, resets and specs in what comes to it.
-    assert encoder.calls < encoder.frames
     assert stats["requests"] > stats["batches"]
 
 
-def test_collectors_in_processes_use_it() -> None:
-    with EncoderServer(CountingEncoder()) as server:
-        collector = MultiSyncCollector(
-            [functools.partial(make_worker, server.client()) for _ in range(2)],
-            frames_per_batch=16,
-            total_frames=32,
-        )
-        rewards = [batch["next", "reward"].clone() for batch in collector]
-        collector.shutdown()
+def test_collectors_in_processes_use_it(server) -> None:
+    collector = MultiSyncCollector(
+        [functools.partial(make_worker, server.client()) for _ in range(2)],
+        frames_per_batch=16,
+        total_frames=32,
+    )
+    rewards = [batch["next", "reward"].clone() for batch in collector]
+    collector.shutdown()
     assert len(rewards) == 2
     assert all(torch.allclose(r, torch.tensor(STEP * LEVEL), atol=1e-5) for r in rewards)
 
@@ -78,17 +81,27 @@ def test_a_server_that_is_not_there_is_an_error_not_a_hang() -> None:
         client(images(1))
 
 
-def test_a_killed_worker_ends_the_rollout_and_is_named() -> None:
+def test_a_killed_worker_ends_the_rollout_and_is_named(server) -> None:
+    env = ParallelEnv(2, [functools.partial(make_worker, server.client()) for _ in range(2)])
+    with pytest.raises(RuntimeError, match=r"worker 1 \(exit code -9\)"):
+        try:
+            td = env.reset()
+            os.kill(env._workers[1].pid, signal.SIGKILL)
+            for _ in range(3):
+                td = env.step_and_maybe_reset(env.rand_action(td))[1]
+        finally:
+            env.close()
+
+
+def test_a_killed_server_is_an_error_at_once() -> None:
     with EncoderServer(CountingEncoder()) as server:
-        env = ParallelEnv(2, [functools.partial(make_worker, server.client()) for _ in range(2)])
-        with pytest.raises(RuntimeError, match=r"worker 1 \(exit code -9\)"):
-            try:
-                td = env.reset()
-                os.kill(env._workers[1].pid, signal.SIGKILL)
-                for _ in range(3):
-                    td = env.step_and_maybe_reset(env.rand_action(td))[1]
-            finally:
-                env.close()
+        client = server.client()
+        client(images(1))
+        os.kill(server._server._process.pid, signal.SIGKILL)
+        start = time.monotonic()
+        with pytest.raises(RuntimeError, match="did not answer"):
+            client(images(1))
+        assert time.monotonic() - start < 30  # its timeout is 60 s
 
 
 def test_a_server_that_was_shut_down_is_an_error() -> None:

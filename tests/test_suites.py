@@ -204,8 +204,11 @@ def test_fetch_goal_rules(task: str) -> None:
     sim.close()
 
 
-def test_fetch_goes_on_bit_for_bit_from_a_saved_state_in_another_simulator() -> None:
-    sims = [load_suite("fetch").FetchSim("fetch-pick-and-place", image_size=32) for _ in range(2)]
+@pytest.mark.parametrize(
+    ("suite", "task"), [("fetch", "fetch-pick-and-place"), ("metaworld", "drawer-open-v3")]
+)
+def test_it_goes_on_bit_for_bit_from_a_saved_state_in_another_simulator(suite, task) -> None:
+    sims = [load_suite(suite).SIMULATOR(task, image_size=32) for _ in range(2)]
     actions = np.random.default_rng(0).uniform(-1, 1, (25, 4))
     sims[0].reset(3), sims[1].reset(8)
     for action in actions[:12]:
@@ -213,12 +216,31 @@ def test_fetch_goes_on_bit_for_bit_from_a_saved_state_in_another_simulator() -> 
     state = sims[0].get_state()
     ends = []
     for sim in sims:
-        np.testing.assert_array_equal(sim.set_state(state)[25:28], state[-3:].astype(np.float32))
+        sim.set_state(state)
         rewards = [sim.step(action)[1] for action in actions[12:]]
         ends.append((rewards, sim.get_state(), sim.render().copy()))
         sim.close()
     for one, other in zip(*ends, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_an_action_is_held_for_frame_skip_steps() -> None:
+    suite, action = load_suite("metaworld"), torch.tensor([1.0, 0.5, -0.5, 0.0])
+    envs = [
+        suite.make_env("drawer-open-v3", image_size=32, seed=0, max_steps=6, frame_skip=skip)
+        for skip in (1, 3)
+    ]
+    ends = []
+    for env, steps in zip(envs, (6, 2), strict=True):
+        seen = env.rollout(steps, lambda td: td.set("action", action), break_when_any_done=False)
+        assert seen["next", "done"].flatten().tolist() == [False] * (steps - 1) + [True]
+        ends.append(seen["next"])
+        env.close()
+    torch.testing.assert_close(ends[0][2::3]["pixels"], ends[1]["pixels"], rtol=0, atol=0)
+    three = ends[0]["reward"].reshape(2, 3).sum(1, keepdim=True)
+    torch.testing.assert_close(ends[1]["reward"], three)
+    with pytest.raises(ValueError, match="frame_skip is 0"):
+        suite.make_env("drawer-open-v3", frame_skip=0)
 
 
 def test_a_suite_that_cannot_save_its_state_says_so() -> None:

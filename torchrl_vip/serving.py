@@ -1,16 +1,18 @@
-"""One encoder for the transforms of many worker processes, by TorchRL's InferenceServer."""
+"""One encoder for the transforms of many worker processes, by TorchRL's inference server."""
 
 from __future__ import annotations
 
 import os
 import queue
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase, lazy_stack
 from torch import Tensor, nn
 from torchrl._comm import MailboxTransportError
-from torchrl.modules.inference_server import InferenceServer, MPTransport
+from torchrl.modules.inference_server import MPTransport, ProcessInferenceServer
 
 from torchrl_vip.encoders import FrozenEncoder
 from torchrl_vip.functional import check_range, to_chw
@@ -20,8 +22,9 @@ from torchrl_vip.weights import load_vip
 class EncoderServer:
     """Embeds the frames of many processes in joint batches, with one copy of the weights.
 
-    The encoder runs in a thread of this process. Each worker gets a client, made before the worker
-    starts, as the encoder of its VIPTransform.
+    The encoder runs in a process of its own: this one's threads, a ParallelEnv's polling among them,
+    would hold the interpreter in its way. Each worker gets a client, made before the worker starts,
+    as the encoder of its VIPTransform. A script that is run needs ``if __name__ == "__main__":``.
 
     Args:
         encoder: a checkpoint's name or path, or a module, as of :class:`torchrl_vip.VIPTransform`;
@@ -57,9 +60,9 @@ class EncoderServer:
         self.timeout = timeout
         # Plain queues break when they travel inside the environment maker of a ParallelEnv.
         self._transport = MPTransport(use_manager=True)
-        self._server = InferenceServer(
-            self._embed,
-            self._transport,
+        self._server = ProcessInferenceServer(
+            policy_factory=partial(_joint_forward, encoder),
+            transport=self._transport,
             max_batch_size=max_batch_size,
             min_batch_size=min_batch_size,
             timeout=wait,
@@ -69,21 +72,6 @@ class EncoderServer:
     def client(self) -> EncoderClient:
         """An encoder for one worker's VIPTransform; to be made before the worker starts."""
         return EncoderClient(self)
-
-    def _embed(self, requests: TensorDictBase) -> TensorDictBase:
-        """A request holds the frames ``[n, 3, H, W]`` of one worker; those of one size go together."""
-        frames = [request["pixels"] for request in requests.unbind(0)]
-        kinds: dict[tuple, list[int]] = {}
-        for i, x in enumerate(frames):
-            kinds.setdefault((x.shape[1:], x.dtype), []).append(i)
-        answers: dict[int, TensorDict] = {}
-        for members in kinds.values():
-            z = self.encoder(torch.cat([frames[i] for i in members]), channel_dim=-3)
-            parts = z.split([len(frames[i]) for i in members])
-            answers |= {
-                i: TensorDict({"vip_vec": part}) for i, part in zip(members, parts, strict=True)
-            }
-        return lazy_stack([answers[i] for i in range(len(frames))])
 
     def stats(self) -> dict[str, Any]:
         """TorchRL's figures: requests, batches, waiting and forward times."""
@@ -102,6 +90,24 @@ class EncoderServer:
 
     def __exit__(self, *_: Any) -> None:
         self.shutdown()
+
+
+def _joint_forward(encoder: FrozenEncoder) -> Callable[[TensorDictBase], TensorDictBase]:
+    return partial(_embed, encoder)
+
+
+def _embed(encoder: FrozenEncoder, requests: TensorDictBase) -> TensorDictBase:
+    """A request holds the frames ``[n, 3, H, W]`` of one worker; those of one size go together."""
+    frames = [request["pixels"] for request in requests.unbind(0)]
+    kinds: dict[tuple, list[int]] = {}
+    for i, x in enumerate(frames):
+        kinds.setdefault((x.shape[1:], x.dtype), []).append(i)
+    answers: dict[int, TensorDict] = {}
+    for members in kinds.values():
+        z = encoder(torch.cat([frames[i] for i in members]), channel_dim=-3)
+        parts = z.split([len(frames[i]) for i in members])
+        answers |= {i: TensorDict({"vip_vec": part}) for i, part in zip(members, parts, strict=True)}
+    return lazy_stack([answers[i] for i in range(len(frames))])
 
 
 class EncoderClient(nn.Module):

@@ -74,11 +74,13 @@ class MetaWorldSim(Simulator):
         self.env._partially_observable = False  # the scripted policies read the target
         self.env.__dict__.pop("sawyer_observation_space", None)  # cached without the target
         self.env.max_path_length = 2**31  # the time limit belongs to the caller
+        self.seed = -1  # of the last reset
         _upright_cameras(self.env.model)
         self.bind(self.env.model, self.env.data)
 
     def reset(self, seed: int) -> np.ndarray:
-        self.env.seed(int(seed))
+        self.seed = int(seed)
+        self.env.seed(self.seed)
         self.full_state = self.env.reset()[0].astype(np.float32)
         mujoco.mj_forward(self.model, self.data)  # else the first frame shows the old target
         return self.full_state
@@ -89,6 +91,21 @@ class MetaWorldSim(Simulator):
         state, reward, _, _, info = self.env.step(action)
         self.full_state = state.astype(np.float32)
         return self.full_state, float(reward), bool(info["success"])
+
+    def get_state(self) -> np.ndarray:
+        return np.concatenate(
+            [[self.seed], self.env._prev_obs, self.full_state, self._get_physics()]
+        )
+
+    def set_state(self, state: np.ndarray) -> np.ndarray:
+        if int(state[0]) != self.seed:  # what a reset draws is in the model and in many attributes
+            self.reset(int(state[0]))
+        self.env._prev_obs, self.full_state = state[1:19].copy(), state[19:58].astype(np.float32)
+        self._set_physics(state[58:])
+        mujoco.mj_forward(self.model, self.data)
+        # forward overwrites the solver's warm start, which the next step begins with
+        self._set_physics(state[58:])
+        return self.full_state
 
     def state(self) -> np.ndarray:
         return self.full_state[:4]

@@ -241,11 +241,14 @@ class SimulatorEnv(EnvBase):
     Args: see :func:`make_env`.
     """
 
+    _has_frame_skip = True  # else TorchRL would add a transform that renders every skipped step
+
     def __init__(
         self,
         sim: Simulator,
         *,
         max_steps: int,
+        frame_skip: int = 1,
         cameras: Sequence[str] | None = None,
         goal: np.ndarray | str | None = None,
         seed: int | None = None,
@@ -253,7 +256,10 @@ class SimulatorEnv(EnvBase):
         device: Any = "cpu",
     ) -> None:
         super().__init__(device=device, batch_size=torch.Size([]))
+        if frame_skip < 1:
+            raise ValueError(f"frame_skip is {frame_skip}; wanted a positive number of steps")
         self.sim, self.max_steps, self.randomize = sim, max_steps, randomize
+        self.frame_skip = frame_skip
         self.cameras, self.goal = cameras, goal
         frame = Bounded(0, 255, (sim.image_size, sim.image_size, 3), dtype=torch.uint8)
         self.observation_spec = Composite(
@@ -318,8 +324,11 @@ class SimulatorEnv(EnvBase):
         raise RuntimeError(f"{self.sim.task!r} was not solved from any of 20 starts")
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self._steps += 1
-        _, reward, success = self.sim.step(tensordict["action"].cpu().numpy())
+        action, reward = tensordict["action"].cpu().numpy(), 0.0
+        for _ in range(self.frame_skip):
+            _, own_reward, success = self.sim.step(action)
+            reward += own_reward
+        self._steps += self.frame_skip
         values = {"reward": torch.tensor([reward]), **self._done(self._steps >= self.max_steps)}
         return TensorDict({**self._observe(success), **values}, [], device=self.device)
 
@@ -341,6 +350,7 @@ def make_env(
     seed: int | None = None,
     device: Any = "cpu",
     max_steps: int | None = None,
+    frame_skip: int = 1,
     render: str = "fast",
     randomize: Randomization | bool | None = None,
 ) -> EnvBase:
@@ -362,13 +372,17 @@ def make_env(
         num_envs: more than one gives a ParallelEnv whose workers use seed, seed + 1, ...
         seed: of starts and looks.
         device: of the tensors; physics and rendering stay on the CPU (or EGL's device).
-        max_steps: of an episode; None is the suite's ``SIMULATOR.MAX_STEPS``.
+        max_steps: of an episode, in the simulator's steps; None is the suite's
+            ``SIMULATOR.MAX_STEPS``.
+        frame_skip: steps that an action is held. Only the last one is rendered, the task's own
+            rewards are summed.
         render: ``"fast"`` or ``"faithful"``, see :class:`Simulator`.
         randomize: True or a :class:`Randomization` also draws camera, colours, lights and textures
             at every reset.
 
     Raises:
-        ValueError: an unknown task, camera, goal or way to render; ``randomize`` with several cameras.
+        ValueError: an unknown task, camera, goal or way to render; ``randomize`` with several cameras;
+            ``frame_skip`` below 1.
 
     Example:
         >>> env = make_env(MetaWorldSim, "drawer-open-v3", seed=0)  # doctest: +SKIP
@@ -391,6 +405,7 @@ def make_env(
         ),
         randomize,
         max_steps=max_steps or simulator.MAX_STEPS,
+        frame_skip=frame_skip,
         cameras=several,
         goal=goal if goal is None or isinstance(goal, str) else _image(goal),
         device=device,
