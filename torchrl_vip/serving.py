@@ -106,7 +106,9 @@ def _embed(encoder: FrozenEncoder, requests: TensorDictBase) -> TensorDictBase:
     for members in kinds.values():
         z = encoder(torch.cat([frames[i] for i in members]), channel_dim=-3)
         parts = z.split([len(frames[i]) for i in members])
-        answers |= {i: TensorDict({"vip_vec": part}) for i, part in zip(members, parts, strict=True)}
+        answers |= {
+            i: TensorDict({"vip_vec": part}) for i, part in zip(members, parts, strict=True)
+        }
     return lazy_stack([answers[i] for i in range(len(frames))])
 
 
