@@ -1,0 +1,218 @@
+"""SAC from a goal image: learning curves of examples/sac.py by task, reward and seed.
+
+Every run is `examples/sac.py` in a process of its own and a folder under --runs; a run that is there is
+continued where its last checkpoint stands, a complete one is only read. The rewards: VIP alone (no
+reward of the environment), sparse success alone, the two together, the task's own dense reward. A random
+policy is evaluated from the same 50 starts as every run's last evaluation, which no training saw.
+
+    python benchmarks/online_rl.py                   # about 20 minutes a run on one core
+    python benchmarks/online_rl.py --tasks coffee-button-v3 --rewards vip --seeds 0 --steps 30000
+    python benchmarks/online_rl.py --steps 0 --rewards vip sparse     # read what is there
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from machine import about, in_words
+
+ROOT = Path(__file__).parent
+SAC = ROOT.parent / "examples" / "sac.py"
+sys.path.insert(0, str(SAC.parent))
+
+from common import EVALUATION_SEED  # noqa: E402
+
+from torchrl_vip.envs.metaworld import HELD_OUT_TASKS, MetaWorldSim  # noqa: E402
+
+REWARDS = {
+    "vip": "VIP alone",
+    "sparse": "sparse alone",
+    "vip+sparse": "VIP + sparse",
+    "dense": "the task's dense reward",
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--tasks", nargs="+", default=["coffee-button-v3", "reach-v3"], help="of Meta-World")
+    add("--rewards", nargs="+", default=["vip", "sparse"], choices=REWARDS)
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    add("--steps", type=int, default=50_000, help="environment steps a run; 0 runs nothing")
+    add("--episodes", type=int, default=50, help="of the last evaluation")
+    add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at once (one a core)")
+    add("--runs", type=Path, default=Path("online_rl_runs"), help="folder of the runs")
+    add("--out", type=Path, default=ROOT / "results", help="folder of the results")
+    add("flags", nargs="*", help="after --: more flags of examples/sac.py")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    chosen = list(product(args.seeds, args.tasks, args.rewards))  # first seeds come first
+    if args.steps:
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(lambda which: play(args, *which), chosen))
+    rows = [row for task in args.tasks for row in table(args, task)]
+    args.out.mkdir(parents=True, exist_ok=True)
+    report = {"about": about(), "flags": args.flags, "rows": rows}
+    (args.out / "online_rl.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.out / "online_rl.md").write_text(text := markdown(report))
+    draw(rows, args.out / "online_rl.png")
+    print(text)
+
+
+# -- running ----------------------------------------------------------------------------------------
+
+
+def folder(args: argparse.Namespace, seed: int, task: str, reward: str) -> Path:
+    return args.runs / f"{task}_{reward}_{seed}"
+
+
+def play(args: argparse.Namespace, seed: int, task: str, reward: str) -> None:
+    out = folder(args, seed, task, reward)
+    if (out / "csv/scalars/final/success_last.csv").exists():
+        print(f"{out.name}: complete", flush=True)
+        return
+    command = [
+        sys.executable, str(SAC), "--task", task, "--reward", reward, "--seed", str(seed),
+        "--steps", str(args.steps), "--goals", "0", "--updates-per-step", "0.5",
+        "--final-episodes", str(args.episodes), "--out", str(out), *args.flags,
+    ]  # fmt: skip
+    command += ["--resume"] if (out / "checkpoint.pt").exists() else []
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"{out.name}: {'goes on' if '--resume' in command else 'begins'}", flush=True)
+    with (out / "output.txt").open("a") as log:
+        result = subprocess.run(
+            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+    if result.returncode:
+        tail = (out / "output.txt").read_text().splitlines()[-1:]
+        raise RuntimeError(f"{out.name} failed ({out / 'output.txt'}): {' '.join(tail)}")
+    print(f"{out.name}: done", flush=True)
+
+
+def random_success(task: str, episodes: int, steps: int = 100) -> float:
+    """Share of the evaluation's starts that uniform actions leave solved at the last step."""
+    sim, rng, solved = MetaWorldSim(task, image_size=16), np.random.default_rng(0), 0
+    for i in range(episodes):
+        sim.reset(int(np.random.default_rng(EVALUATION_SEED + i).integers(2**31)))  # as the env
+        for _ in range(steps):
+            _, _, success = sim.step(rng.uniform(-1, 1, sim.ACTION_SIZE))
+        solved += success
+    sim.close()
+    return solved / episodes
+
+
+# -- reading ----------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> list[tuple[int, float]]:
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return [(int(step), float(value)) for step, value in csv.reader(file)]
+
+
+def table(args: argparse.Namespace, task: str) -> list[dict]:
+    """A row for the random policy, and one for every reward that has runs."""
+    rows = [
+        {"task": task, "reward": "random policy", "seeds": {"0": {
+            "final": {"step": 0, "success_last": random_success(task, args.episodes)}}}}
+    ]  # fmt: skip
+    for reward in args.rewards:
+        seeds = {}
+        for seed in args.seeds:
+            scalars = folder(args, seed, task, reward) / "csv/scalars"
+            curve = read(scalars / "eval/success_last.csv")
+            if not curve:
+                continue
+            seeds[str(seed)] = {
+                "curve": curve,
+                "return": read(scalars / "eval/vip_return.csv"),
+                "steps_per_second": float(
+                    np.median([v for _, v in read(scalars / "train/steps_per_second.csv")])
+                ),
+            }
+            if final := read(scalars / "final/success_last.csv"):
+                step, value = final[-1]
+                seeds[str(seed)]["final"] = {"step": step, "success_last": value}
+        if seeds:
+            rows.append({"task": task, "reward": reward, "seeds": seeds})
+    return rows
+
+
+def markdown(report: dict) -> str:
+    lines = [
+        "# SAC from a goal image", "", in_words(report["about"]), "",
+        "Success at the last step; of complete runs over their last evaluation from starts that no "
+        "training saw. The goal is an image of each start's own solved state. *Held out*: the task "
+        "was never rendered for pre-training.", "",
+        "| task | reward | seeds | environment steps | success at the end, each seed | mean |",
+        "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in report["rows"]:
+        ends = [
+            seed.get("final")
+            or {"step": seed["curve"][-1][0], "success_last": seed["curve"][-1][1]}
+            for seed in row["seeds"].values()
+        ]
+        values = [end["success_last"] for end in ends]
+        whole = all("final" in seed for seed in row["seeds"].values())
+        steps = sorted({end["step"] for end in ends})
+        lines.append(
+            f"| {row['task']}{' (held out)' if row['task'] in HELD_OUT_TASKS else ''} "
+            f"| {REWARDS.get(row['reward'], row['reward'])} | {len(values)} "
+            f"| {'–'.join(f'{s:,}' for s in {steps[0]: 0, steps[-1]: 0})}{'' if whole else ' (not complete)'} "
+            f"| {', '.join(f'{v:.2f}' for v in values)} | {np.mean(values):.2f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Success over environment steps: every seed thin, their mean thick."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(tasks), figsize=(4.2 * len(tasks), 3.4), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    colours = dict(zip(REWARDS, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for row in (r for r in rows if r["task"] == task and r["reward"] in REWARDS):
+            curves = []
+            for seed in row["seeds"].values():
+                end = seed.get("final")
+                curve = seed["curve"] + ([(end["step"], end["success_last"])] if end else [])
+                curves.append(curve)
+                axis.plot(
+                    *zip(*curve, strict=True), color=colours[row["reward"]], lw=0.8, alpha=0.5
+                )
+            shortest = min(map(len, curves))
+            steps = [step for step, _ in curves[0][:shortest]]
+            mean = np.mean([[v for _, v in curve[:shortest]] for curve in curves], 0)
+            axis.plot(steps, mean, color=colours[row["reward"]], lw=2, label=REWARDS[row["reward"]])
+        axis.set(title=task, xlabel="environment steps", ylim=(-0.03, 1.03))
+    axes[0][0].set_ylabel("success at the last step, unseen starts")
+    axes[0][0].legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
