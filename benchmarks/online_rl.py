@@ -170,11 +170,11 @@ def markdown(report: dict) -> str:
         ]
         values = [end["success_last"] for end in ends]
         whole = all("final" in seed for seed in row["seeds"].values())
-        steps = sorted({end["step"] for end in ends})
+        steps = "–".join(f"{step:,}" for step in sorted({end["step"] for end in ends}))
         lines.append(
             f"| {row['task']}{' (held out)' if row['task'] in HELD_OUT_TASKS else ''} "
             f"| {REWARDS.get(row['reward'], row['reward'])} | {len(values)} "
-            f"| {'–'.join(f'{s:,}' for s in {steps[0]: 0, steps[-1]: 0})}{'' if whole else ' (not complete)'} "
+            f"| {steps}{'' if whole else ' (not complete)'} "
             f"| {', '.join(f'{v:.2f}' for v in values)} | {np.mean(values):.2f} |"
         )
     return "\n".join([*lines, ""])
