@@ -260,15 +260,32 @@ def test_a_displaced_hand_leaves_the_objects_where_they_are(name: str, things: i
     sim.close()
 
 
+def resident(pid: int | str = "self") -> float:
+    """Memory of a process, MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.slow
+def test_a_thousand_resets_of_parallel_environments_leave_memory_flat() -> None:
+    make_env = load_suite("metaworld").make_env
+    env = make_env("reach-v3", image_size=32, seed=0, num_envs=2, randomize=True)
+    try:
+        memory = []
+        for i in range(1_000):
+            frames = env.reset()["pixels"]
+            pids = ["self", *(worker.pid for worker in env._workers)]
+            if i in (100, 999):
+                memory.append([resident(pid) for pid in pids])
+        assert frames.shape == (2, 32, 32, 3) and len(pids) == 3
+        for before, after in zip(*memory, strict=True):
+            assert after - before < 40, memory
+    finally:
+        env.close()
+
+
 @pytest.mark.slow
 def test_models_compiled_at_resets_leave_one_renderer_and_flat_memory() -> None:
-    def resident() -> float:  # MiB
-        return (
-            int(Path("/proc/self/statm").read_text().split()[1])
-            * os.sysconf("SC_PAGE_SIZE")
-            / 2**20
-        )
-
     task = "stack_2_of_3_bricks_random_order_vision"
     sim, renderers, memory = load_suite("dm_manipulation").SIMULATOR(task, image_size=32), [], []
     for seed in range(50):

@@ -7,6 +7,7 @@ hand displacement (1 = 1 cm) and gripper effort. Needs ``pip install "torchrl-vi
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ def _metaworld() -> Any:
         raise ImportError(
             'Meta-World is not installed: pip install "torchrl-vip[metaworld]"'
         ) from error
+    # of its own scripts' clipped actions; a line amid every progress bar
+    warnings.filterwarnings("ignore", r"Constant\(s\) may be too high")
     return metaworld
 
 
@@ -53,6 +56,7 @@ class MetaWorldSim(Simulator):
     MILD = WIDE.mild((130, 170), (-45, -30), (0.9, 1.15))
     SURFACES = ("T_table", "T_floor", "T_wallmetal")
     CAMERA = "corner4"  # "corner2" from nearer: small objects cover more than a pixel
+    VIEWS = {"near": ((0.0, 0.65, 0.12), 150.0, -35.0, 0.9)}
     MAX_STEPS = 200
     ACTION_SIZE, STATE_SIZE, FULL_STATE_SIZE = 4, 4, 39
 
