@@ -56,7 +56,6 @@ class MetaWorldSim(Simulator):
     MILD = WIDE.mild((130, 170), (-45, -30), (0.9, 1.15))
     SURFACES = ("T_table", "T_floor", "T_wallmetal")
     CAMERA = "corner4"  # "corner2" from nearer: small objects cover more than a pixel
-    VIEWS = {"near": ((0.0, 0.65, 0.12), 150.0, -35.0, 0.9)}
     MAX_STEPS = 200
     ACTION_SIZE, STATE_SIZE, FULL_STATE_SIZE = 4, 4, 39
 
