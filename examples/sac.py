@@ -40,7 +40,7 @@ class SACConfig(Config):
     alpha_lr: float = arg(3e-3, "Adam's learning rate of the logarithm of that weight")
     gamma: float = arg(0.99, "discount a step")
     tau: float = arg(0.005, "step of the target networks towards the critics, an update")
-    buffer_size: int = arg(100_000, "transitions kept, 4 kB each")
+    buffer_size: int = arg(100_000, "transitions kept, 4 to 8 kB each")
 
 
 SMOKE = {
@@ -49,7 +49,8 @@ SMOKE = {
     "goals": 1, "hidden": 16, "buffer_size": 200,
 }  # fmt: skip
 
-# "observation" [*B, D + S]: scaled embedding and proprioception
+# "observation" [*B, D + S] or [*B, 2 D + S]: scaled embedding and proprioception, with --goals 0 the
+# goal's embedding
 STORED = [
     "observation", "action",
     *[("next", key) for key in ("observation", "reward", "done", "terminated")],
@@ -74,8 +75,10 @@ def make_env(seed: int, *, cfg: SACConfig, goal=None, statistics=None, film=Fals
     env.append_transform(VIPRewardTransform(goal=goal, mode="keep", scale="auto"))
     env.append_transform(TrainingReward(cfg.reward))
     if statistics is not None:
-        common.scaled_inputs(env, statistics)
-        env.append_transform(CatTensors(["z", "s"], "observation"))
+        # a goal that differs from start to start is part of what the policy must see
+        own = [] if goal else ["goal_embedding"]
+        common.scaled_inputs(env, statistics, *own)
+        env.append_transform(CatTensors(["z", "s", *["z_goal"] * len(own)], "observation"))
     return env
 
 

