@@ -180,10 +180,12 @@ def input_statistics(env: EnvBase, steps: int) -> TensorDict:
     seen = env.rollout(steps, break_when_any_done=False)
     z, state = seen["vip_vec"], seen["state"]
     # One scale for all of an embedding: distances keep their proportions, and the directions in
-    # which random actions change little are not blown up.
+    # which random actions change little are not blown up. Its many numbers weigh as much together
+    # as the few of the state, else these drown.
+    spread = z.std(0).square().sum().sqrt() / state.shape[-1] ** 0.5
     return TensorDict(
         z_loc=z.mean(0),
-        z_scale=z.std(0).square().mean().sqrt().expand(z.shape[-1]).clone(),
+        z_scale=spread.expand(z.shape[-1]).clone(),
         state_loc=state.mean(0),
         state_scale=state.std(0).clamp_min(1e-2),
     )

@@ -123,7 +123,12 @@ def main() -> None:
     )
 
     # -- networks -----------------------------------------------------------------------------------
-    layers = {"num_cells": [cfg.hidden, cfg.hidden], "activation_class": nn.ReLU}
+    layers = {
+        "num_cells": [cfg.hidden, cfg.hidden],
+        "activation_class": nn.ReLU,
+        "norm_class": nn.LayerNorm,
+        "norm_kwargs": {"normalized_shape": cfg.hidden},
+    }
     actor = ProbabilisticActor(
         TensorDictSequential(
             TensorDictModule(
@@ -136,10 +141,9 @@ def main() -> None:
         distribution_class=TanhNormal,
     )
     critic = ValueOperator(
-        MLP(size + actions.shape[-1], 1, norm_class=nn.LayerNorm,
-            norm_kwargs={"normalized_shape": cfg.hidden}, **layers),
+        MLP(size + actions.shape[-1], 1, **layers),
         in_keys=[*OBSERVATION, "action"],
-    )  # fmt: skip
+    )
 
     # -- loss ---------------------------------------------------------------------------------------
     loss = SACLoss(

@@ -6,7 +6,7 @@
     python examples/sac.py --processes 16 --collector ray    # the machines of a Ray cluster
 
 The replay buffer stores embeddings, never frames. Soft actor-critic: Haarnoja et al.,
-arXiv 1812.05905, with layer normalisation in the critics.
+arXiv 1812.05905, with layer normalisation.
 """
 
 from __future__ import annotations
@@ -100,7 +100,12 @@ def main() -> None:
     )
 
     # -- networks -----------------------------------------------------------------------------------
-    layers = {"num_cells": [cfg.hidden, cfg.hidden], "activation_class": nn.ReLU}
+    layers = {
+        "num_cells": [cfg.hidden, cfg.hidden],
+        "activation_class": nn.ReLU,
+        "norm_class": nn.LayerNorm,
+        "norm_kwargs": {"normalized_shape": cfg.hidden},
+    }
     actor = ProbabilisticActor(
         TensorDictModule(
             nn.Sequential(MLP(size, 2 * actions.shape[-1], **layers), NormalParamExtractor()),
@@ -112,10 +117,9 @@ def main() -> None:
         distribution_class=TanhNormal,
     )
     critic = ValueOperator(
-        MLP(size + actions.shape[-1], 1, norm_class=nn.LayerNorm,
-            norm_kwargs={"normalized_shape": cfg.hidden}, **layers),
+        MLP(size + actions.shape[-1], 1, **layers),
         in_keys=["observation", "action"],
-    )  # fmt: skip
+    )
 
     # -- loss ---------------------------------------------------------------------------------------
     loss = SACLoss(
