@@ -20,8 +20,8 @@ from common import Config, Run, TrainingReward, arg
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs import CatTensors, EnvBase, TransformedEnv
+from torchrl.data import Composite, LazyTensorStorage, TensorDictReplayBuffer, Unbounded
+from torchrl.envs import EnvBase, Transform, TransformedEnv
 from torchrl.modules import MLP, NormalParamExtractor, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import SACLoss, SoftUpdate
 
@@ -35,12 +35,12 @@ from torchrl_vip.envs import load_suite
 class SACConfig(Config):
     goals: int = arg(5, "goal images of other episodes, averaged; 0: each start's own solved state")
     hidden: int = arg(256, "width of the networks' two layers")
-    lr: float = arg(3e-4, "Adam's learning rate")
+    lr: float = arg(1e-3, "Adam's learning rate")
     alpha: float = arg(0.05, "weight of the entropy at the start; tuned to an entropy of -actions")
     alpha_lr: float = arg(3e-3, "Adam's learning rate of the logarithm of that weight")
-    gamma: float = arg(0.99, "discount a step")
-    tau: float = arg(0.005, "step of the target networks towards the critics, an update")
-    buffer_size: int = arg(100_000, "transitions kept, 4 to 8 kB each")
+    gamma: float = arg(0.95, "discount an action; each reward is a step of the way already")
+    tau: float = arg(0.01, "step of the target networks towards the critics, an update")
+    buffer_size: int = arg(100_000, "transitions kept, 4 kB each")
 
 
 SMOKE = {
@@ -49,8 +49,6 @@ SMOKE = {
     "goals": 1, "hidden": 16, "buffer_size": 200,
 }  # fmt: skip
 
-# "observation" [*B, D + S] or [*B, 2 D + S]: scaled embedding and proprioception, with --goals 0 the
-# goal's embedding
 STORED = [
     "observation", "action",
     *[("next", key) for key in ("observation", "reward", "done", "terminated")],
@@ -75,11 +73,29 @@ def make_env(seed: int, *, cfg: SACConfig, goal=None, statistics=None, film=Fals
     env.append_transform(VIPRewardTransform(goal=goal, mode="keep", scale="auto"))
     env.append_transform(TrainingReward(cfg.reward))
     if statistics is not None:
-        # a goal that differs from start to start is part of what the policy must see
-        own = [] if goal else ["goal_embedding"]
-        common.scaled_inputs(env, statistics, *own)
-        env.append_transform(CatTensors(["z", "s", *["z_goal"] * len(own)], "observation"))
+        common.scaled_inputs(env, statistics, "goal_embedding")
+        env.append_transform(ToGoal())
     return env
+
+
+class ToGoal(Transform):
+    """What the networks read, "observation" ``[*B, D + S]``: the way left to the goal in the space of
+    the embedding, which a policy of changing goals has to know, and proprioception."""
+
+    def __init__(self) -> None:
+        super().__init__(in_keys=["z", "z_goal", "s"], out_keys=["observation"])
+
+    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        z, z_goal, s = (next_tensordict[key] for key in self.in_keys)
+        return next_tensordict.set("observation", torch.cat([z_goal - z, s], -1))
+
+    def _reset(self, _: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        return self._call(tensordict_reset)
+
+    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+        size = sum(observation_spec[key].shape[-1] for key in ("z", "s"))
+        observation_spec["observation"] = Unbounded((*observation_spec.shape, size))
+        return observation_spec
 
 
 def main() -> None:
