@@ -87,7 +87,7 @@ def play(args: argparse.Namespace, seed: int, task: str, reward: str) -> None:
         return
     command = [
         sys.executable, str(SAC), "--task", task, "--reward", reward, "--seed", str(seed),
-        "--steps", str(args.steps), "--goals", "0", "--updates-per-step", "0.5",
+        "--steps", str(args.steps), "--goals", "0",
         "--final-episodes", str(args.episodes), "--out", str(out), *args.flags,
     ]  # fmt: skip
     command += ["--resume"] if (out / "checkpoint.pt").exists() else []

@@ -4,6 +4,7 @@
 2. Environment frames per second with two workers: one batched forward outside of them, or
    TorchRL's transform inside each.
 3. Per-step reward S(o') - S(o) of each precision against float32's, on real roll-outs.
+4. The checkpoints that come with the package, each as it is used.
 
 Everything compared takes turns (A B C A B C ...) in one process and a ratio is the median over
 turns, so that noise which lasts longer than a turn cancels.
@@ -41,6 +42,7 @@ from torchrl_vip.data.video import read_frames
 from torchrl_vip.evaluation.calibration import reward_correlation
 from torchrl_vip.evaluation.clips import LabelledClip
 from torchrl_vip.functional import preprocess
+from torchrl_vip.weights import BUNDLED, DEFAULT
 
 ROOT = Path(__file__).parent
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -58,9 +60,11 @@ def main() -> None:
         report["env"] = env_speed(args)
     if "reward" in args.sections:
         report["reward"] = reward_fidelity(args)
+    if "bundled" in args.sections:
+        report["bundled"] = [row for n in args.batches for row in bundled_speed(n, args)]
     text = markdown(report)
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = "throughput-quick" if args.quick else "throughput"
+    stem = args.name + ("-quick" if args.quick else "")
     (args.out / f"{stem}.json").write_text(json.dumps(report, indent=2) + "\n")
     (args.out / f"{stem}.md").write_text(text)
     print(text)
@@ -83,9 +87,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="environment steps a turn (15)")
     parser.add_argument("--checkpoint", help="for the rewards; the bundled one by default")
     parser.add_argument(
-        "--sections", nargs="+", default=["images", "env", "reward"],
-        choices=["images", "env", "reward"],
+        "--sections", nargs="+", default=(every := ["images", "env", "reward", "bundled"]),
+        choices=every,
     )  # fmt: skip
+    parser.add_argument("--name", default="throughput", help="of the result files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the results")
     args = parser.parse_args()
@@ -322,6 +327,30 @@ def open_checkpoint(source: str | None) -> VIPEncoder | None:
         return None
 
 
+# -- 4. the bundled checkpoints --------------------------------------------------------------------
+
+
+def bundled_speed(batch: int, args: argparse.Namespace) -> list[dict]:
+    """Rows for one batch size: checkpoint, frames per second, times the default's."""
+    images = torch.randint(0, 256, (batch, 128, 128, 3), dtype=torch.uint8)
+    cases = {name: partial(run_transform, VIPTransform(name), images) for name in BUNDLED}
+    for call in cases.values():
+        call()  # folds its batch norm
+    once = sum(t[0] for t in take_turns(cases, 1, f"bundled, batch {batch}, trial").values())
+    rounds = min(200, max(3, round(args.seconds / 4 / once)))
+    times = take_turns(cases, rounds, f"bundled, batch {batch}")
+    return [
+        {
+            "batch": batch,
+            "case": name,
+            "frames_per_second": batch / statistics.median(t),
+            "against_default": ratio(times, name, DEFAULT),
+            "rounds": rounds,
+        }
+        for name, t in times.items()
+    ]
+
+
 # -- the report ------------------------------------------------------------------------------------
 
 
@@ -359,6 +388,20 @@ def markdown(report: dict) -> str:
             "|---|---|---|",
             *(
                 f"| {r['case']} | {r['correlation']:.5f} | {min(r['clips'].values()):.5f} |"
+                for r in rows
+            ),
+            "",
+        ]
+    if report.get("bundled"):
+        rows = report["bundled"]
+        lines += [
+            "## The bundled checkpoints, 128² frames, the precision that VIPTransform picks",
+            "",
+            "| | batch | frames/s | × the default |",
+            "|---|---|---|---|",
+            *(
+                f"| {r['case']} | {r['batch']} | {r['frames_per_second']:.1f} | "
+                f"{r['against_default']:.2f} |"
                 for r in rows
             ),
             "",

@@ -45,3 +45,9 @@ def test_a_real_robot_clip_approaches_its_goal(vip_data):
     # The rewards of an episode add up to what was gained.
     gained = (distance[0] - vip.distance(frames[-1])) * load_vip().config["reward_scale"]
     assert np.isclose(total, gained, rtol=1e-3)
+
+
+def test_tiny_is_tiny():
+    assert (BUNDLED["tiny"] / "model.safetensors").stat().st_size <= 5_000_000
+    frame = torch.randint(0, 255, (120, 160, 3), dtype=torch.uint8)
+    assert load_vip("tiny")(frame).shape == (512,)

@@ -239,6 +239,22 @@ def test_the_papers_negatives_are_inside_the_first_log_mean_exp():
         vip_loss(*z, negatives="both")
 
 
+def test_self_transitions_and_joint_negatives_bound_the_loss_from_below():
+    """What the trainer does by default. With the official second term scaling up pays without end."""
+    z_0, z_t, _, z_goal = embeddings(8, 3)
+    z_t[0] = z_goal[0]  # a self-transition among eight samples
+    reward = torch.tensor([0.0] + [-1.0] * 7, dtype=z_0.dtype)
+    far = {}
+    for negatives in ("code", "paper"):
+        generator = torch.Generator().manual_seed(1)
+        z = [1e6 * x for x in (z_goal, z_t, z_t, z_goal)]  # neighbouring frames, o_0 at the goal
+        far[negatives], _ = vip_loss(
+            *z, reward=reward, num_negatives=3, negatives=negatives, generator=generator
+        )
+    assert far["code"] < -1_000
+    assert far["paper"] >= math.log(1 / 32)  # exp(0) of one sample among 8 and 24 negatives
+
+
 def test_clamped_distances_bound_the_loss_from_below():
     """As published, scaling the embedding up pays without end; cut at 1 / (1 - gamma), it does not."""
     toward = [torch.tensor([[x, 0.0]]) for x in (2.0, 2.0, 1.0, 0.0)]  # each step nears the goal

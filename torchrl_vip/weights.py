@@ -22,7 +22,7 @@ from torchrl_vip.encoders import ENCODERS, VIPEncoder
 
 ASSETS = Path(__file__).parent / "assets"
 # Name -> folder under assets/ of a checkpoint that comes with the package.
-BUNDLED = {"efficientnet_lite0": ASSETS / "efficientnet_lite0"}
+BUNDLED = {name: ASSETS / name for name in ("efficientnet_lite0", "tiny")}
 DEFAULT = "efficientnet_lite0"
 
 # The published ResNet-50, as TorchRL's VIPTransform downloads it.
