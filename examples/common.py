@@ -59,7 +59,7 @@ class Config:
     """Flags of every example."""
 
     suite: str = arg("metaworld", "suite of torchrl_vip.envs", choices=SUITES)
-    task: str = arg("button-press-topdown-v3", "one of the suite's list_tasks()")
+    task: str = arg("coffee-button-v3", "one of the suite's list_tasks()")
     camera: str | None = arg(None, "camera's name (the suite's own)")
     image_size: int = arg(128, "side of the rendered frames, pixels")
     max_steps: int = arg(100, "length of an episode, steps of the simulator, as all steps here")

@@ -33,7 +33,7 @@ from torchrl_vip.envs import load_suite
 
 @dataclass(frozen=True)
 class SACConfig(Config):
-    goals: int = arg(5, "goal images of other episodes, averaged; 0: each start's own solved state")
+    goals: int = arg(0, "goal images of other episodes, averaged; 0: each start's own solved state")
     hidden: int = arg(256, "width of the networks' two layers")
     lr: float = arg(1e-3, "Adam's learning rate")
     alpha: float = arg(0.05, "weight of the entropy at the start; tuned to an entropy of -actions")

@@ -86,3 +86,22 @@ def test_throughput_runs(tmp_path):
         capture_output=True, text=True, cwd=tmp_path, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0 and "--quick" in result.stdout
+
+
+@pytest.mark.slow
+def test_online_rl_runs_and_is_only_read_again(tmp_path):
+    pytest.importorskip("metaworld")
+    command = [
+        sys.executable, str(ROOT / "benchmarks/online_rl.py"), "--tasks", "reach-v3", "--seeds", "0",
+        "--rewards", "vip", "--steps", "36", "--episodes", "1", "--jobs", "1",
+        "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "results"), "--", "--smoke",
+    ]  # fmt: skip
+    first = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert first.returncode == 0, first.stderr
+    assert "reach-v3_vip_0: begins" in first.stdout
+    rows = json.loads((tmp_path / "results/online_rl.json").read_text())["rows"]
+    assert [row["reward"] for row in rows] == ["random policy", "vip"]
+    assert rows[1]["seeds"]["0"]["final"]["step"] == 36
+    assert (tmp_path / "results/online_rl.png").stat().st_size > 1_000
+    again = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert "reach-v3_vip_0: complete" in again.stdout
