@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -275,14 +276,19 @@ def _watch(workers: list[BaseProcess], over: threading.Event) -> None:
 
 
 def _death(workers: list[BaseProcess]) -> str | None:
+    dead = []
     for i, worker in enumerate(workers):
         with contextlib.suppress(ValueError):  # closed: it ended as it should
             if worker.exitcode not in (None, 0):
-                return (
-                    f"collector worker {i} (process {worker.pid}) died with exit code "
-                    f"{worker.exitcode}; --resume continues from the last checkpoint"
-                )
-    return None
+                dead.append((worker.exitcode == -signal.SIGTERM, i, worker))
+    if not dead:
+        return None
+    # TorchRL may have noticed first, and then terminates the others: they are not the cause
+    _, i, worker = min(dead, key=lambda entry: entry[:2])
+    return (
+        f"collector worker {i} (process {worker.pid}) died with exit code "
+        f"{worker.exitcode}; --resume continues from the last checkpoint"
+    )
 
 
 # -- evaluation -------------------------------------------------------------------------------------

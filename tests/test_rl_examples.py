@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,6 +133,17 @@ def test_a_killed_worker_is_named(collector, tmp_path):
         process.kill()
     assert process.returncode == 1
     assert re.search(rf"worker 1 \(process {workers[1]}\) died with exit code -9", errors), errors
+
+
+def test_the_cause_is_named_and_not_those_that_torchrl_terminates_for_it():
+    def worker(exitcode):
+        return SimpleNamespace(pid=7, exitcode=exitcode)
+
+    assert "worker 1 (process 7) died with exit code -9" in common._death(
+        [worker(-15), worker(-9), worker(None)]
+    )
+    assert "worker 1" in common._death([worker(0), worker(-15)])  # nothing else to blame
+    assert common._death([worker(None), worker(0)]) is None
 
 
 def test_a_run_is_not_overwritten(tmp_path):
