@@ -129,6 +129,20 @@ def test_ends_solved_by_hand() -> None:
     assert ends_solved(flags("00000111000"), 5) and not ends_solved(flags("000001100"), 5)
 
 
+def test_a_goal_is_a_state_at_rest() -> None:
+    """Coffee-button's script pushes past the button: ten steps after success it is about to be lost."""
+    button = mw.MetaWorldSim("coffee-button-v3", image_size=32)
+    try:
+        lost = play(button, button.script(), 0, steps=500, stride=500, rest=20)
+        assert lost.success.sum() > 10 and not lost.success[-1]
+        assert len(lost.success) == np.flatnonzero(lost.success)[0] + 1 + 10 + 20
+        goal = button.solved_frame(0)
+        np.testing.assert_array_equal(goal, button.render())
+        assert all(button.step(button.still(np.zeros(4)))[2] for _ in range(30))
+    finally:
+        button.close()
+
+
 @pytest.mark.slow
 def test_the_script_solves_its_task_and_a_still_hand_does_not(sim) -> None:
     frames, success, reward = play(sim, sim.script(), 0, stride=10)

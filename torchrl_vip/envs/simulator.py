@@ -42,6 +42,7 @@ except ImportError as error:
 from torchrl_vip.envs.looks import Distractor, Looks, Randomization  # noqa: E402
 
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+REST = 20  # steps of standing still that a solved state must outlast to be a goal
 Act = Callable[[np.ndarray, int], np.ndarray]
 """``act(full_state, t) -> action``."""
 
@@ -178,14 +179,20 @@ class Simulator(ABC):
 
     def solved_frame(self, seed: int, attempt: int = 0) -> np.ndarray | None:
         """The task solved from the start that ``seed`` draws, uint8 [H, W, 3]: the last frame of a
-        scripted episode, or None where the script fails. Odd attempts stand still once it succeeds.
+        scripted episode, or None where the script fails.
+
+        A state at rest where there is one: a button that the script has pushed past and is about to
+        lose shows what nobody could hold. The script goes on for a while and then stands still; if
+        that loses the task, it stands still from the first success on.
 
         Raises:
             NotImplementedError: the task has no scripted policy.
         """
-        act, hold = self.script(), attempt % 2 == 1
-        played = play(self, act, seed, steps=500, stride=500, hold=hold)
-        return self.render().copy() if ends_solved(played.success, attempt) else None
+        for hold, rest in ((False, REST), (True, REST), (attempt % 2 == 1, 0)):
+            played = play(self, self.script(), seed, steps=500, stride=500, hold=hold, rest=rest)
+            if ends_solved(played.success, attempt):
+                return self.render().copy()
+        return None
 
     def render(self, camera: str | None = None) -> np.ndarray:
         """The current frame, uint8 [H, W, 3], of the simulator's camera or another one.
@@ -457,24 +464,28 @@ def play(
     settle: int | None = 10,
     stride: int = 2,
     hold: bool = False,
+    rest: int = 0,
 ) -> Episode:
     """Runs ``act(full_state, t) -> action`` from a fresh reset.
 
     Stops ``settle`` steps after the first success, so that a clip ends in a settled state
     (None: never), or after ``steps``. With ``hold`` the hand stands still from the first success
-    on: some scripts push past the target and lose it again.
+    on: some scripts push past the target and lose it again. ``rest`` adds steps of standing still
+    after the settling ones.
     """
     state, success, reward = sim.reset(seed), [], []
     frames = [sim.render().copy()]
     action = np.zeros(sim.ACTION_SIZE)
     for t in range(steps):
-        action = sim.still(action) if hold and any(success) else act(state, t)
+        settled = settle is not None and any(success[: len(success) - settle])
+        still = settled or (hold and any(success))
+        action = sim.still(action) if still else act(state, t)
         state, own_reward, solved = sim.step(action)
         success.append(solved)
         reward.append(own_reward)
         if (t + 1) % stride == 0:
             frames.append(sim.render().copy())
-        if settle is not None and any(success[: len(success) - settle]):
+        if settle is not None and any(success[: len(success) - settle - rest]):
             break
     return Episode(np.stack(frames), np.array(success), np.array(reward, np.float32))
 
