@@ -65,7 +65,7 @@ def norms(table: FrameTable, args: argparse.Namespace, *, self_transition: float
         l1=args.penalty,
         l2=args.penalty,
     )
-    optimizer = torch.optim.Adam(objective.encoder.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(objective.encoder.parameters(), lr=args.lr)
     buffer = TensorDictReplayBuffer(
         storage=table.storage,
         sampler=VIPSampler(table.start, table.length, seed=seed, self_transition=self_transition),
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--clip-count", type=int, default=40)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--gamma", type=float, default=0.9, help="discount")
+    parser.add_argument("--lr", type=float, default=1e-4, help="of Adam; the trainer's")
     parser.add_argument("--penalty", type=float, default=0.0, help="weight of L1 and L2 each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "results")
@@ -125,7 +126,9 @@ def main() -> None:
         print(name, end=": ")
         for part in (4, 2, 1):
             step, norm, spread = curve[len(curve) // part - 1]
-            print(f"step {step}: norm {norm:.1f}, spread {spread:.1f}", end="; " if part > 1 else "\n")
+            print(
+                f"step {step}: norm {norm:.1f}, spread {spread:.1f}", end="; " if part > 1 else "\n"
+            )
 
 
 if __name__ == "__main__":

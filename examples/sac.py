@@ -35,7 +35,7 @@ from torchrl_vip.envs import load_suite
 class SACConfig(Config):
     goals: int = arg(0, "goal images of other episodes, averaged; 0: each start's own solved state")
     hidden: int = arg(256, "width of the networks' two layers")
-    lr: float = arg(1e-3, "Adam's learning rate")
+    lr: float = arg(1e-3, "Adam's learning rate at the start; falls in a line to a tenth")
     alpha: float = arg(0.05, "weight of the entropy at the start; tuned to an entropy of -actions")
     alpha_lr: float = arg(3e-3, "Adam's learning rate of the logarithm of that weight")
     gamma: float = arg(0.95, "discount an action; each reward is a step of the way already")
@@ -173,6 +173,8 @@ def main() -> None:
         buffer.extend(batch.select(*STORED))
         steps = run.advance(len(batch))
         losses = {}
+        # falls, as the policy that counts is the last one
+        optimizer.param_groups[0]["lr"] = cfg.lr * max(1 - run.step / cfg.steps, 0.1)
         if run.step >= cfg.warmup:
             for _ in range(int(cfg.updates_per_step * steps)):
                 losses = update()

@@ -83,7 +83,9 @@ def _fingerprint(table: FrameTable, network: FrozenEncoder, config: dict[str, An
     names = [clip.name for clip in table.clips]
     options = [config[k] for k in ("views", "stride", "crop_scale", "flip", "colour")]
     ends = [_ends(table, i).numpy().tobytes() for i in range(len(names))]
-    digest.update(repr((names, table.length.tolist(), ends, options, network.dtype)).encode())
+    network_as_text = repr(network.backbone)  # what has no weights as well
+    parts = names, table.length.tolist(), ends, options, network.dtype, network_as_text
+    digest.update(repr(parts).encode())
     for name, weight in network.state_dict().items():
         digest.update(name.encode() + weight.float().numpy().tobytes())
     return digest.hexdigest()[:16]
