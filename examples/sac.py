@@ -33,6 +33,7 @@ from torchrl_vip.envs import load_suite
 
 @dataclass(frozen=True)
 class SACConfig(Config):
+    image_size: int = arg(224, "side of the rendered frames, pixels; small ones hide small motions")
     goals: int = arg(0, "goal images of other episodes, averaged; 0: each start's own solved state")
     hidden: int = arg(256, "width of the networks' two layers")
     lr: float = arg(1e-3, "Adam's learning rate at the start; falls in a line to a tenth")
