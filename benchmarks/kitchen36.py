@@ -25,7 +25,8 @@ Protocol (appendices E and V of arXiv 2210.00030; what is ours is marked *):
 Ablations: --goals averages the embeddings of so many demonstrations' last frames. --cameras-summed adds
 the distances of the three cameras, each in parts of its first one, as the value is a time to the goal.
 --score: minus the last distance, the last step's reward (what the distance fell by), or minus the sum of
-all. --smoothness W takes W x mean squared change of the action x the first distance from every score.
+all. --blur is FrozenEncoder's, for every network. --smoothness W takes W x mean squared change of the
+action x the first distance from every score.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class Episode(NamedTuple):
     goals: int
     smoothness: float = 0.0
     image_size: int = 160
+    blur: float = 0.0
 
     def variant(self) -> str:
         """The encoder's name, and what is not as in the paper."""
@@ -104,6 +106,7 @@ class Episode(NamedTuple):
             + ["cameras summed"] * (self.camera == SUMMED)
             + [f"smoothness {self.smoothness:g}"] * (self.smoothness != 0)
             + [f"drawn at {self.image_size}²"] * (self.image_size != 160)
+            + [f"blurred by {self.blur:g}"] * (self.blur != 0)
         )
 
 
@@ -264,7 +267,7 @@ def play(episode: Episode, encoder: Encoder, sim: KitchenSim, rollouts: Rollouts
 # -- all of them -----------------------------------------------------------------------------------
 
 
-def open_encoders(entries: list[str]) -> dict[str, Encoder]:
+def open_encoders(entries: list[str], blur: float = 0.0) -> dict[str, Encoder]:
     """Name -> encoder, in the order given."""
     opened: dict[str, Encoder] = {}
     for entry in entries:
@@ -276,7 +279,7 @@ def open_encoders(entries: list[str]) -> dict[str, Encoder]:
             opened[name] = Encoder(imagenet() if what == "imagenet" else raw_pixels)
         else:
             try:
-                embed = FrozenEncoder(open_network(what), chunk_size=16)
+                embed = FrozenEncoder(open_network(what), blur=blur, chunk_size=16)
             except (CheckpointError, ValueError) as error:
                 if what != "official":
                     sys.exit(f"--encoder {entry}: {error}")
@@ -328,6 +331,8 @@ def wanted(args: argparse.Namespace, encoders: dict[str, Encoder]) -> list[Episo
             episodes.append(played)
         else:
             played = played._replace(goals=args.goals, image_size=args.image_size)
+            if isinstance(encoder.embed, FrozenEncoder):
+                played = played._replace(blur=args.blur)
             episodes += [played._replace(camera=camera) for camera in cameras]
     return episodes
 
@@ -345,7 +350,7 @@ def check_weights(done: dict[Episode, dict], encoders: dict[str, Encoder], path:
 
 def run(args: argparse.Namespace) -> None:
     """Plays what is not finished yet."""
-    encoders, path = open_encoders(args.encoder), args.out / "episodes.jsonl"
+    encoders, path = open_encoders(args.encoder, args.blur), args.out / "episodes.jsonl"
     done = finished(path)
     check_weights(done, encoders, path)
     episodes = wanted(args, encoders)
@@ -605,6 +610,9 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--goals", type=int, default=1, help="goal images, averaged (%(default)s)")
     parser.add_argument("--smoothness", type=float, default=0.0, metavar="W", help="(%(default)s)")
+    parser.add_argument(
+        "--blur", type=float, default=0.0, help="before the networks, pixels (%(default)s)"
+    )
     parser.add_argument("--tasks", nargs="+", default=list_tasks(), metavar="TASK")
     parser.add_argument("--cameras", nargs="+", default=list(CAMERAS), choices=CAMERAS)
     parser.add_argument(

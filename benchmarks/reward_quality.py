@@ -83,7 +83,7 @@ def share_backbones(
     backbones: dict[str, OncePerFrame] = {}
 
     def shared(encoder: VIPEncoder) -> Embed:
-        digest = hashlib.sha256(repr((encoder.image_size, encoder.backbone)).encode())
+        digest = hashlib.sha256(str(encoder.image_size).encode())
         for weight in encoder.backbone.state_dict().values():
             digest.update(weight.float().numpy().tobytes())
         if (key := digest.hexdigest()) not in backbones:

@@ -83,7 +83,8 @@ def make_env(seed: int, *, cfg: DrQConfig, goal=None, statistics=None, film=Fals
         seed=seed,
     )
     from_pixels = cfg.observation == "pixels"
-    env = TransformedEnv(env, VIPTransform(cfg.encoder, del_keys=not (film or from_pixels)))
+    vip = VIPTransform(cfg.encoder, blur=cfg.blur, del_keys=not (film or from_pixels))
+    env = TransformedEnv(env, vip)
     env.append_transform(VIPRewardTransform(goal=goal, mode="keep", scale="auto"))
     env.append_transform(TrainingReward(cfg.reward))
     if statistics is not None:

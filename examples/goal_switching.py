@@ -71,7 +71,7 @@ def make_env(seed: int, *, cfg: GoalConfig, statistics=None, film=False) -> EnvB
         frame_skip=cfg.frame_skip,
         seed=seed,
     )
-    env = TransformedEnv(env, VIPTransform(cfg.encoder, del_keys=not film))
+    env = TransformedEnv(env, VIPTransform(cfg.encoder, blur=cfg.blur, del_keys=not film))
     env.append_transform(VIPRewardTransform(mode="keep", scale="auto"))
     env.append_transform(TrainingReward(cfg.reward))
     return env if statistics is None else common.scaled_inputs(env, statistics, "goal_embedding")

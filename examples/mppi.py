@@ -53,6 +53,7 @@ def parse_args() -> argparse.Namespace:
     add("--horizon", type=int, default=12, help="steps a candidate looks ahead (%(default)s)")
     add("--sigma", type=float, default=1.0, help="of the noise, actions (%(default)s)")
     add("--encoder", help="checkpoint's name or folder (the bundled one)")
+    add("--blur", type=float, default=1.5, help="before the encoder, pixels (%(default)s)")
     add("--image-size", type=int, default=160, help="pixels (%(default)s)")
     add("--processes", type=int, default=len(os.sched_getaffinity(0)), help="(one a core)")
     add("--seed", type=int, default=0, help="of start, goal and noise (%(default)s)")
@@ -83,7 +84,7 @@ def main() -> None:
         sim.reset(args.seed)
 
     # -- the reward: minus the distance to the goal -------------------------------------------------
-    encoder = FrozenEncoder(load_vip(args.encoder), chunk_size=16)
+    encoder = FrozenEncoder(load_vip(args.encoder), blur=args.blur, chunk_size=16)
     z_goal = encoder(torch.from_numpy(goal))
 
     def distance(frames: np.ndarray) -> np.ndarray:

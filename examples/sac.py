@@ -33,7 +33,6 @@ from torchrl_vip.envs import load_suite
 
 @dataclass(frozen=True)
 class SACConfig(Config):
-    image_size: int = arg(224, "side of the rendered frames, pixels; small ones hide small motions")
     goals: int = arg(0, "goal images of other episodes, averaged; 0: each start's own solved state")
     hidden: int = arg(256, "width of the networks' two layers")
     lr: float = arg(1e-3, "Adam's learning rate at the start; falls in a line to a tenth")
@@ -70,7 +69,7 @@ def make_env(seed: int, *, cfg: SACConfig, goal=None, statistics=None, film=Fals
         frame_skip=cfg.frame_skip,
         seed=seed,
     )
-    env = TransformedEnv(env, VIPTransform(cfg.encoder, del_keys=not film))
+    env = TransformedEnv(env, VIPTransform(cfg.encoder, blur=cfg.blur, del_keys=not film))
     env.append_transform(VIPRewardTransform(goal=goal, mode="keep", scale="auto"))
     env.append_transform(TrainingReward(cfg.reward))
     if statistics is not None:

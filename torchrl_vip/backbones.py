@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 
 import torch
@@ -37,25 +36,6 @@ def _unit(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, **options
     return nn.Sequential(*layers) if linear else nn.Sequential(*layers, nn.ReLU6(inplace=True))
 
 
-class LowPass(nn.Module):
-    """Gaussian of ``sigma`` pixels over each channel of ``[N, C, H, W]``; no weights."""
-
-    def __init__(self, sigma: float, channels: int = 3):
-        super().__init__()
-        offsets = torch.arange(-math.ceil(2.5 * sigma), math.ceil(2.5 * sigma) + 1)
-        kernel = torch.softmax(-0.5 * (offsets / sigma) ** 2, 0)
-        self.register_buffer("kernel", kernel.expand(channels, 1, 1, -1).clone(), persistent=False)
-        self.sigma = sigma
-
-    def extra_repr(self) -> str:
-        return f"sigma={self.sigma}"
-
-    def forward(self, x: Tensor) -> Tensor:
-        reach = self.kernel.shape[-1] // 2
-        rows = F.conv2d(x, self.kernel, padding=(0, reach), groups=x.shape[1])
-        return F.conv2d(rows, self.kernel.mT, padding=(reach, 0), groups=x.shape[1])
-
-
 class InvertedResidual(nn.Module):
     """Expand, filter each channel for itself, project (MobileNetV2, arXiv 1801.04381)."""
 
@@ -79,14 +59,11 @@ class EfficientNetLite0(nn.Module):
     A distance to a goal image needs where things are as well as what they are: the maps of the
     ``tapped`` blocks as 2 x 2 cells, and of the whole network the global mean of the last convolution.
     Each is divided by its own norm, so that none drowns the others, and scaled to a mean square of
-    about one. Frames are blurred first: to a network with strides an edge that moves by a fraction of
-    a pixel is another edge (Zhang, 2019, arXiv 1904.11486), and that noise hides the last centimetres
-    before a goal. Children: ``low_pass``, ``stem``, ``block0`` to ``block15``, ``top``. Source: the
-    architecture table of tensorflow/tpu, ``models/official/efficientnet/lite`` (Apache-2.0).
+    about one. Children: ``stem``, ``block0`` to ``block15``, ``top``. Source: the architecture table
+    of tensorflow/tpu, ``models/official/efficientnet/lite`` (Apache-2.0).
 
     Args:
         tapped: blocks to look at, in order. If the last is not block 15, the network ends there.
-        blur: standard deviation of the Gaussian before the first convolution, in pixels; 0 is none.
     """
 
     CELLS = 2
@@ -94,10 +71,9 @@ class EfficientNetLite0(nn.Module):
     STAGES = ((16, 3, 1, 1, 1), (24, 3, 2, 6, 2), (40, 5, 2, 6, 2), (80, 3, 2, 6, 3),
               (112, 5, 1, 6, 3), (192, 5, 2, 6, 4), (320, 3, 1, 6, 1))  # fmt: skip
 
-    def __init__(self, tapped: tuple[int, ...] = (10, 14, 15), blur: float = 1.5):
+    def __init__(self, tapped: tuple[int, ...] = (10, 14, 15)):
         super().__init__()
         self.tapped = tapped
-        self.low_pass = LowPass(blur) if blur else nn.Identity()
         self.stem = _unit(3, 32, 3, 2)
         inputs, number, self.out_features = 32, 0, 0
         for outputs, kernel, stride, expansion, repeats in self.STAGES:
@@ -115,7 +91,7 @@ class EfficientNetLite0(nn.Module):
         self.scale = (self.out_features / (len(tapped) + (self.top is not None))) ** 0.5
 
     def forward(self, x: Tensor) -> Tensor:
-        x, features = self.stem(self.low_pass(x)), []
+        x, features = self.stem(x), []
         for number in range(self.tapped[-1] + 1):
             x = getattr(self, f"block{number}")(x)
             if number in self.tapped:
@@ -165,7 +141,7 @@ ENCODERS: dict[str, Callable[[], nn.Module]] = {
     "resnet34": lambda: _headless(torchvision.models.resnet34()),
     "resnet50": lambda: _headless(torchvision.models.resnet50()),
     "efficientnet_lite0": EfficientNetLite0,
-    "tiny": lambda: EfficientNetLite0(tapped=(4, 7, 10), blur=1.0),
+    "tiny": lambda: EfficientNetLite0(tapped=(4, 7, 10)),
 }
 
 

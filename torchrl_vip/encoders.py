@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import shutil
 import warnings
@@ -13,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from torchrl_vip.backbones import ENCODERS, fold_batch_norm, foldable
 from torchrl_vip.functional import check_range, preprocess, to_chw
@@ -165,6 +167,10 @@ class FrozenEncoder(nn.Module):
     Args:
         encoder: a VIPEncoder, or a module from preprocessed frames ``[N, 3, S, S]`` to ``[N, D]``.
         image_size: S; None is the VIPEncoder's own, or 224.
+        blur: standard deviation of a Gaussian over the preprocessed frames, in pixels of S; 0 is none.
+            For rendered frames: to a network with strides a jagged edge that moves by a fraction
+            of a pixel is another edge (Zhang, 2019, arXiv 1904.11486), and that noise hides the last
+            centimetres before a goal. 1.5 suits the bundled encoders in simulation.
         dtype: of the network's arithmetic. None picks per device at run time, see
             :func:`inference_dtype`. Modules that are called as they are run under autocast.
         channels_last: memory format of frames and folded weights.
@@ -172,7 +178,8 @@ class FrozenEncoder(nn.Module):
         chunk_size: at most so many frames in one forward; None cuts nowhere.
 
     Raises:
-        ValueError: ``chunk_size`` below 1, or an encoder that does not return ``[N, D]``.
+        ValueError: ``chunk_size`` below 1, ``blur`` below 0, or an encoder that does not return
+            ``[N, D]``.
     """
 
     def __init__(
@@ -180,12 +187,15 @@ class FrozenEncoder(nn.Module):
         encoder: nn.Module,
         *,
         image_size: int | None = None,
+        blur: float = 0.0,
         dtype: torch.dtype | None = None,
         channels_last: bool = True,
         compile: bool = False,
         chunk_size: int | None = None,
     ):
         super().__init__()
+        if blur < 0:
+            raise ValueError(f"blur is {blur}; wanted 0 or a number of pixels.")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}; wanted a positive number or None.")
         self.image_size = image_size or getattr(encoder, "image_size", None) or 224
@@ -199,6 +209,7 @@ class FrozenEncoder(nn.Module):
             self.backbone, self.head = encoder.backbone, encoder.head
         else:
             self.backbone, self.head = encoder, nn.Identity()
+        self.blur = blur
         self.dtype = dtype
         self.channels_last = channels_last
         self.compile = compile
@@ -246,6 +257,9 @@ class FrozenEncoder(nn.Module):
         weight = next((p for p in self.backbone.parameters() if p.is_floating_point()), frames)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         frames = frames.to(weight.dtype, memory_format=layout)  # cast and lay out in one pass
+        if self.blur:
+            side = 2 * math.ceil(2.5 * self.blur) + 1
+            frames = gaussian_blur(frames, [side, side], [self.blur, self.blur])
         autocast = not self.foldable and self.dtype in (torch.bfloat16, torch.float16)
         with torch.autocast(device.type, self.dtype if autocast else None, enabled=autocast):
             z = self._network(frames)

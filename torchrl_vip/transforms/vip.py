@@ -74,7 +74,7 @@ class VIPTransform(Transform):
         tensor_pixels_keys: keys under which to keep the untouched frames, one per in_key.
         freeze: False registers the encoder as a trainable submodule and lets gradients through.
         save_encoder: put a frozen encoder's weights in ``state_dict()`` after all.
-        dtype, channels_last, compile, chunk_size: see :class:`FrozenEncoder`.
+        blur, dtype, channels_last, compile, chunk_size: see :class:`FrozenEncoder`.
         channel_dim: -3 or -1 where the frames' shape leaves their layout open.
         weights, download, download_path: see :func:`load_vip`. ``weights="random"`` is the only way
             to an untrained network.
@@ -83,7 +83,7 @@ class VIPTransform(Transform):
     Raises:
         KeyError: a frame's key is absent.
         ValueError, TypeError: frames of wrong shape, dtype or range; an encoder of wrong rank; an
-            encoder's name without weights.
+            encoder's name without weights; ``blur`` for an encoder that is not frozen here.
 
     Examples:
         >>> from torchrl.envs import GymEnv, TransformedEnv
@@ -105,6 +105,7 @@ class VIPTransform(Transform):
         tensor_pixels_keys: Sequence[NestedKey] | None = None,
         freeze: bool = True,
         save_encoder: bool = False,
+        blur: float = 0.0,
         dtype: torch.dtype | None = None,
         channels_last: bool = True,
         compile: bool = False,
@@ -157,10 +158,15 @@ class VIPTransform(Transform):
             encoder = load_vip(
                 encoder, download=download, download_path=download_path, weights=weights
             )
+        ready = isinstance(encoder, FrozenEncoder | EncoderClient)
+        if blur and (ready or not freeze):
+            raise ValueError(
+                f"blur={blur} goes with an encoder that is frozen here: give it to the FrozenEncoder "
+                "or EncoderServer, or leave freeze=True."
+            )
         if freeze:
-            ready = isinstance(encoder, FrozenEncoder | EncoderClient)
             frozen = encoder if ready else FrozenEncoder(
-                encoder, image_size=size, dtype=dtype, channels_last=channels_last,
+                encoder, image_size=size, blur=blur, dtype=dtype, channels_last=channels_last,
                 compile=compile, chunk_size=chunk_size,
             )  # fmt: skip
             # Past nn.Module's registration: neither parameters() nor state_dict() sees it.
