@@ -77,7 +77,7 @@ class OncePerFrame:
 
 
 def share_backbones(
-    encoders: dict[str, list[VIPEncoder]], dtype: torch.dtype
+    encoders: dict[str, list[VIPEncoder]], dtype: torch.dtype, blur: float = 0.0
 ) -> dict[str, list[Embed]]:
     """The encoders; those with the very same backbone behind one :class:`OncePerFrame`."""
     backbones: dict[str, OncePerFrame] = {}
@@ -88,7 +88,7 @@ def share_backbones(
             digest.update(weight.float().numpy().tobytes())
         if (key := digest.hexdigest()) not in backbones:
             trunk = VIPEncoder(encoder.backbone, image_size=encoder.image_size)
-            frozen = FrozenEncoder(trunk, dtype=dtype, chunk_size=16)
+            frozen = FrozenEncoder(trunk, dtype=dtype, blur=blur, chunk_size=16)
             backbones[key] = OncePerFrame(frozen)
         trunk, head = backbones[key], encoder.head.eval().requires_grad_(False)
         return Headed(trunk, head)
@@ -134,23 +134,33 @@ def imagenet(dtype: torch.dtype = torch.float32) -> Embed:
     return embed
 
 
-def rows(named: list[str], dtype: torch.dtype) -> dict[str, list[Embed]]:
+def rows(
+    named: list[str], dtype: torch.dtype, blur: float = 0.0, baselines: bool = True
+) -> dict[str, list[Embed]]:
     """Row name -> its encoders, one a seed; the first row is the one that is judged."""
     paths = defaultdict(list)
     for entry in named or ["VIP (bundled)="]:
         name, _, path = entry.partition("=")
         paths[name].append(load_vip(path or None))
-    encoders = dict(paths)
-    reference = next(iter(paths.values()))[0]
-    seeds = range(UNTRAINED_SEEDS)
-    if reference.config.get("training", {}).get("imagenet"):
+    encoders, (first, *_) = dict(paths), paths
+    reference = paths[first][0]
+    seeds = range(UNTRAINED_SEEDS if baselines else 0)
+    if seeds and reference.config.get("training", {}).get("imagenet"):
         name = f"its step 0: ImageNet weights, random head, {UNTRAINED_SEEDS} seeds"
         encoders[name] = [untrained(reference, s, imagenet=True) for s in seeds]
-    encoders[f"untrained, {UNTRAINED_SEEDS} seeds"] = [untrained(reference, s) for s in seeds]
-    return share_backbones(encoders, dtype) | {
-        "raw pixels 32²": [raw_pixels],
-        "ImageNet EfficientNet-Lite0 224²": [imagenet(dtype)],
-    }
+    if seeds:
+        name = f"untrained, {UNTRAINED_SEEDS} seeds"
+        encoders[name] = [untrained(reference, s) for s in seeds]
+    found = share_backbones(encoders, dtype)
+    if blur:
+        blurred = {f"{first}, frames blurred by {blur:g} pixels": paths[first]}
+        found |= share_backbones(blurred, dtype, blur)
+    if baselines:
+        found |= {
+            "raw pixels 32²": [raw_pixels],
+            "ImageNet EfficientNet-Lite0 224²": [imagenet(dtype)],
+        }
+    return found
 
 
 # -- clips -----------------------------------------------------------------------------------------
@@ -324,6 +334,14 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         "--dtype", choices=("float32", "bfloat16"), default="float32",
         help="of the networks; bfloat16 takes half the time where the CPU has it (%(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--blur", type=float, default=0.0,
+        help="adds a row: the first encoder with FrozenEncoder(blur=...) (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--baselines", action=argparse.BooleanOptionalAction, default=True,
+        help="rows of untrained networks, raw pixels and ImageNet features",
+    )  # fmt: skip
     parser.add_argument("--name", default="reward_quality", help="name of the result files")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(arguments)
@@ -343,7 +361,7 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
-    encoders = rows(args.encoder, getattr(torch, args.dtype))
+    encoders = rows(args.encoder, getattr(torch, args.dtype), args.blur, args.baselines)
     args.out.mkdir(parents=True, exist_ok=True)
     text, result = ["# Reward quality", ""], {"about": about(), "suites": {}}
     for suite, found in args.suites.items():
