@@ -53,7 +53,7 @@ def parse_args() -> argparse.Namespace:
     add("--horizon", type=int, default=12, help="steps a candidate looks ahead (%(default)s)")
     add("--sigma", type=float, default=1.0, help="of the noise, actions (%(default)s)")
     add("--encoder", help="checkpoint's name or folder (the bundled one)")
-    add("--blur", type=float, default=1.5, help="before the encoder, pixels (%(default)s)")
+    add("--blur", type=float, default=0.0, help="before the encoder, pixels (%(default)s)")
     add("--image-size", type=int, default=160, help="pixels (%(default)s)")
     add("--processes", type=int, default=len(os.sched_getaffinity(0)), help="(one a core)")
     add("--seed", type=int, default=0, help="of start, goal and noise (%(default)s)")
