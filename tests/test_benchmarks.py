@@ -89,6 +89,32 @@ def test_throughput_runs(tmp_path):
 
 
 @pytest.mark.slow
+def test_pretrain_measures_both_rivals_and_writes_its_table(tmp_path):
+    (tmp_path / "clips").mkdir()
+    frames = np.random.default_rng(0).integers(0, 255, (6, 12, 36, 48, 3), np.uint8)
+    for i, video in enumerate(frames):
+        write_video(tmp_path / f"clips/{i}.mp4", video)
+    result = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "benchmarks/pretrain.py"), "--quick"),
+            *("--clips", str(tmp_path / "clips"), "--scratch", str(tmp_path)),
+            *("--out", str(tmp_path / "out")),
+        ],
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "out/pretrain-quick.json").read_text())
+    assert [row["case"].split(",")[0] for row in report["speed"]] == 2 * ["official way"] + 3 * [
+        "ours"
+    ]
+    assert report["speed"][0]["against_official"] == 1
+    assert all(0 < row["flops"] < 10 * report["peak"]["bfloat16"] for row in report["speed"])
+    assert [row["frames"] for row in report["growth"]] == [1_000, 10_000]
+    assert "× the official way" in result.stdout
+    assert (tmp_path / "out/pretrain-quick_growth.png").exists()
+
+
+@pytest.mark.slow
 def test_online_rl_runs_and_is_only_read_again(tmp_path):
     pytest.importorskip("metaworld")
     command = [

@@ -9,7 +9,7 @@ pytest.importorskip("gymnasium_robotics", reason='pip install "torchrl-vip[robot
 
 from torchrl.envs.utils import check_env_specs  # noqa: E402
 
-from torchrl_vip.envs import kitchen, load_suite  # noqa: E402
+from torchrl_vip.envs import kitchen, load_suite, meshes  # noqa: E402
 from torchrl_vip.envs.kitchen import CAMERAS, SHIPPED, TASKS, KitchenSim  # noqa: E402
 from torchrl_vip.planning import Rollouts, demonstrate, last_frame, rollout  # noqa: E402
 
@@ -99,6 +99,28 @@ def test_goals_are_seen_and_nothing_else_is_changed_by_a_replay(camera: str) -> 
     assert np.abs(frames[1].astype(int) - before).mean() > 1
     np.testing.assert_array_equal(sim.get_state(), state)
     sim.close()
+
+
+class WholeSim(KitchenSim):
+    MESH_CELL = 0.0
+
+
+def test_fewer_faces_give_the_same_picture_and_the_same_physics(sim) -> None:
+    whole = WholeSim("sdoor_open", image_size=48)
+    for simulator in (sim, whole):
+        simulator.reset(0)
+    few, many = sim.model.mesh_facenum, whole.model.mesh_facenum
+    assert few.sum() < 0.3 * many.sum()
+    small = many <= meshes.LARGE
+    np.testing.assert_array_equal(few[small], many[small])
+    np.testing.assert_array_equal(move(sim, smooth(8)), move(whole, smooth(8)))
+    seen = sim.render().copy()
+    difference = np.abs(seen.astype(int) - whole.render()).max(-1)
+    assert 0 < (difference > 40).mean() < 0.02  # pixels along the arm's edges
+    whole.close()
+    faithful = KitchenSim("sdoor_open", image_size=48, render="faithful")
+    np.testing.assert_array_equal(faithful.model.mesh_facenum, many)
+    faithful.close()
 
 
 def test_wrong_names_are_errors_that_list_the_choices() -> None:

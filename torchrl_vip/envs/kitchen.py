@@ -85,6 +85,7 @@ class KitchenSim(Simulator):
         "default": ((-0.2, 0.5, 2.0), 70.0, -35.0, 2.2),
     }
     CAMERA = "default"
+    MESH_CELL = 0.008  # the arm has 134,000 faces, more than its picture has pixels
     MAX_STEPS = 100
     ACTION_SIZE, STATE_SIZE, FULL_STATE_SIZE = 9, 9, 59
 

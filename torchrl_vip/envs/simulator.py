@@ -40,6 +40,7 @@ except ImportError as error:
     ) from error
 
 from torchrl_vip.envs.looks import Distractor, Looks, Randomization  # noqa: E402
+from torchrl_vip.envs.meshes import simplify_meshes  # noqa: E402
 
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 REST = 20  # steps of standing still that a solved state must outlast to be a goal
@@ -61,8 +62,9 @@ class Simulator(ABC):
         task: a name of the suite.
         camera: a camera of the model, or one of VIEWS; None is CAMERA.
         image_size: height and width in pixels.
-        render: ``"fast"`` drops shadows, reflections, and multisampling (a small fraction of
-            the time in software), ``"faithful"`` keeps the model as shipped.
+        render: ``"fast"`` drops shadows, reflections, multisampling and, with MESH_CELL, details of
+            large meshes (a small fraction of the time in software), ``"faithful"`` keeps the model as
+            shipped.
 
     Raises:
         ValueError: an unknown camera or way to render.
@@ -75,6 +77,7 @@ class Simulator(ABC):
     SURFACES: ClassVar[tuple[str, ...]] = ()  # textures that may be repainted
     # views beside the model's cameras: name -> lookat (m), azimuth, elevation (deg), distance (m)
     VIEWS: ClassVar[dict[str, tuple[tuple[float, float, float], float, float, float]]] = {}
+    MESH_CELL: ClassVar[float] = 0.0  # m: details of large meshes that "fast" drops
     ACTION_SIZE: ClassVar[int]
     STATE_SIZE: ClassVar[int]
     FULL_STATE_SIZE: ClassVar[int]
@@ -106,6 +109,8 @@ class Simulator(ABC):
         visual.global_.offheight = max(visual.global_.offheight, self.image_size)
         if self.fast:
             visual.quality.offsamples = visual.quality.shadowsize = 0
+            if self.MESH_CELL:
+                simplify_meshes(model, self.MESH_CELL)
         self._renderer = mujoco.Renderer(model, self.image_size, self.image_size)
         if first:
             # a context freed after the driver has shut down prints a traceback at exit; registered
