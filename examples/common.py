@@ -31,7 +31,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 import torchrl
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.collectors import BaseCollector, Collector
@@ -61,7 +61,7 @@ class Config:
 
     suite: str = arg("metaworld", "suite of torchrl_vip.envs", choices=SUITES)
     task: str = arg("coffee-button-v3", "one of the suite's list_tasks()")
-    camera: str | None = arg(None, "camera's name (the suite's own)")
+    camera: str | None = arg(None, "camera, or several joined by + (the suite's own)")
     image_size: int = arg(128, "side of the rendered frames, pixels")
     max_steps: int = arg(100, "length of an episode, steps of the simulator, as all steps here")
     frame_skip: int = arg(2, "steps that an action is held; only the last one is rendered")
@@ -86,6 +86,18 @@ class Config:
     out: str = arg("run", "folder of the results")
     resume: bool = arg(False, "continue the run in --out where its last checkpoint stands")
     smoke: bool = arg(False, "a run of seconds, to see that everything works")
+
+    @property
+    def cameras(self) -> str | list[str] | None:
+        """What the suite's ``make_env`` takes."""
+        names = (self.camera or "").split("+")
+        return names if len(names) > 1 else self.camera
+
+    @property
+    def frame_keys(self) -> list[NestedKey]:
+        """Where its environment writes frames."""
+        several = isinstance(self.cameras, list)
+        return [("pixels", name) for name in self.cameras] if several else ["pixels"]
 
 
 # what may change between a run and its continuation
@@ -168,13 +180,26 @@ class TrainingReward(Transform):
         return reward_spec
 
 
-def goal_images(cfg: Config, count: int) -> list[np.ndarray]:
-    """The task solved in ``count`` other episodes, uint8 ``[H, W, 3]`` each."""
-    draw = partial(
-        load_suite(cfg.suite).goal_image, cfg.task, camera=cfg.camera, image_size=cfg.image_size
+def suite_env(cfg: Config, seed: int, *, goal: str | None) -> EnvBase:
+    """The task as its suite makes it; ``goal`` is None, or "solved" for each start's own."""
+    return load_suite(cfg.suite).make_env(
+        cfg.task,
+        cameras=cfg.cameras,
+        image_size=cfg.image_size,
+        goal=goal,
+        max_steps=cfg.max_steps,
+        frame_skip=cfg.frame_skip,
+        seed=seed,
     )
-    # far apart, as a script that fails tries the following seeds
-    return [draw(seed=1_000 * (1 + i)) for i in range(count)]
+
+
+def goal_images(cfg: Config, count: int) -> list[np.ndarray | dict]:
+    """The task solved in ``count`` other episodes, uint8 ``[H, W, 3]`` each, or by camera."""
+    draw = partial(load_suite(cfg.suite).goal_image, cfg.task, image_size=cfg.image_size)
+    seeds = [1_000 * (1 + i) for i in range(count)]  # as a script that fails tries the following
+    if not isinstance(cfg.cameras, list):
+        return [draw(camera=cfg.camera, seed=seed) for seed in seeds]
+    return [{key: draw(camera=key[1], seed=seed) for key in cfg.frame_keys} for seed in seeds]
 
 
 def input_statistics(env: EnvBase, steps: int) -> TensorDict:
@@ -303,7 +328,8 @@ def evaluate(
     Returns:
         metrics: success at the last step and at any step (fractions), "return" (of what is learned
         from), "vip_return" and "dense_return" (unscaled), means over the episodes.
-        frames: of the first episode, uint8 ``[T, H, W, 3]``; ``env`` keeps "pixels" for it.
+        frames: of the first episode, uint8 ``[T, H, W, 3]``, cameras side by side; ``env`` keeps
+        "pixels" for it.
     """
     totals: list[dict[str, float]] = []
     frames = None
@@ -311,7 +337,10 @@ def evaluate(
         for i in range(episodes):
             env.set_seed(EVALUATION_SEED + i)
             episode = env.rollout(100_000, policy)["next"]  # to its truncation
-            frames = episode["pixels"].clone() if frames is None else frames
+            if frames is None:
+                pixels = episode["pixels"]
+                views = [pixels] if isinstance(pixels, Tensor) else list(pixels.values())
+                frames = torch.cat(views, -2)
             success = episode["success"].float()
             totals.append(
                 {

@@ -11,6 +11,7 @@ Random shifts, n-step returns, twin critics, noise that fades: Yarats et al., ar
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,7 +35,6 @@ from torchrl.modules import MLP, AdditiveGaussianModule, ValueOperator
 from torchrl.objectives import SoftUpdate, TD3Loss
 
 from torchrl_vip import VIPRewardTransform, VIPTransform
-from torchrl_vip.envs import load_suite
 
 # -- config -----------------------------------------------------------------------------------------
 
@@ -73,17 +73,11 @@ SEEN = {"pixels": "image", "embedding": "z"}  # the networks read it, and propri
 
 def make_env(seed: int, *, cfg: DrQConfig, goal=None, statistics=None, film=False) -> EnvBase:
     """pixels -> vip_vec -> vip_reward -> reward, z, s; and image, uint8 ``[3 * stack, S, S]``."""
-    env = load_suite(cfg.suite).make_env(
-        cfg.task,
-        cameras=cfg.camera,
-        image_size=cfg.image_size,
-        goal=None if goal else "solved",
-        max_steps=cfg.max_steps,
-        frame_skip=cfg.frame_skip,
-        seed=seed,
-    )
+    env = common.suite_env(cfg, seed, goal=None if goal else "solved")
     from_pixels = cfg.observation == "pixels"
-    vip = VIPTransform(cfg.encoder, blur=cfg.blur, del_keys=not (film or from_pixels))
+    vip = VIPTransform(
+        cfg.encoder, in_keys=cfg.frame_keys, blur=cfg.blur, del_keys=not (film or from_pixels)
+    )
     env = TransformedEnv(env, vip)
     env.append_transform(VIPRewardTransform(goal=goal, mode="keep", scale="auto"))
     env.append_transform(TrainingReward(cfg.reward))
@@ -159,6 +153,8 @@ def random_shift(frames: Tensor, pixels: int) -> Tensor:
 
 def main() -> None:
     cfg = common.parse(DrQConfig, __doc__, SMOKE)
+    if cfg.observation == "pixels" and len(cfg.frame_keys) > 1:
+        sys.exit(f"error: --camera {cfg.camera} wants --observation embedding: pixels are of one")
     run = Run(cfg)
     goal = common.goal_images(cfg, cfg.goals) or None
     make = partial(make_env, cfg=cfg, goal=goal)

@@ -27,7 +27,6 @@ from torchrl.modules import MLP, NormalParamExtractor, ProbabilisticActor, TanhN
 from torchrl.objectives import SACLoss, SoftUpdate
 
 from torchrl_vip import VIPRewardTransform, VIPTransform, goal_reward
-from torchrl_vip.envs import load_suite
 
 # -- config -----------------------------------------------------------------------------------------
 
@@ -62,16 +61,9 @@ STORED = [
 
 def make_env(seed: int, *, cfg: GoalConfig, statistics=None, film=False) -> EnvBase:
     """pixels, goal_image -> vip_vec, goal_embedding -> vip_reward -> reward, z, s, z_goal."""
-    env = load_suite(cfg.suite).make_env(
-        cfg.task,
-        cameras=cfg.camera,
-        image_size=cfg.image_size,
-        goal="solved",
-        max_steps=cfg.max_steps,
-        frame_skip=cfg.frame_skip,
-        seed=seed,
-    )
-    env = TransformedEnv(env, VIPTransform(cfg.encoder, blur=cfg.blur, del_keys=not film))
+    env = common.suite_env(cfg, seed, goal="solved")
+    vip = VIPTransform(cfg.encoder, in_keys=cfg.frame_keys, blur=cfg.blur, del_keys=not film)
+    env = TransformedEnv(env, vip)
     env.append_transform(VIPRewardTransform(mode="keep", scale="auto"))
     env.append_transform(TrainingReward(cfg.reward))
     return env if statistics is None else common.scaled_inputs(env, statistics, "goal_embedding")

@@ -26,7 +26,6 @@ from torchrl.modules import MLP, NormalParamExtractor, ProbabilisticActor, TanhN
 from torchrl.objectives import SACLoss, SoftUpdate
 
 from torchrl_vip import VIPRewardTransform, VIPTransform
-from torchrl_vip.envs import load_suite
 
 # -- config -----------------------------------------------------------------------------------------
 
@@ -40,7 +39,7 @@ class SACConfig(Config):
     alpha_lr: float = arg(3e-3, "Adam's learning rate of the logarithm of that weight")
     gamma: float = arg(0.95, "discount an action; each reward is a step of the way already")
     tau: float = arg(0.01, "step of the target networks towards the critics, an update")
-    buffer_size: int = arg(100_000, "transitions kept, 4 kB each")
+    buffer_size: int = arg(100_000, "transitions kept, 4 kB each and camera")
 
 
 SMOKE = {
@@ -60,16 +59,9 @@ STORED = [
 
 def make_env(seed: int, *, cfg: SACConfig, goal=None, statistics=None, film=False) -> EnvBase:
     """pixels -> vip_vec -> vip_reward -> reward, observation. ``film`` keeps the frames."""
-    env = load_suite(cfg.suite).make_env(
-        cfg.task,
-        cameras=cfg.camera,
-        image_size=cfg.image_size,
-        goal=None if goal else "solved",
-        max_steps=cfg.max_steps,
-        frame_skip=cfg.frame_skip,
-        seed=seed,
-    )
-    env = TransformedEnv(env, VIPTransform(cfg.encoder, blur=cfg.blur, del_keys=not film))
+    env = common.suite_env(cfg, seed, goal=None if goal else "solved")
+    vip = VIPTransform(cfg.encoder, in_keys=cfg.frame_keys, blur=cfg.blur, del_keys=not film)
+    env = TransformedEnv(env, vip)
     env.append_transform(VIPRewardTransform(goal=goal, mode="keep", scale="auto"))
     env.append_transform(TrainingReward(cfg.reward))
     if statistics is not None:

@@ -51,6 +51,41 @@ def read_stored(out: Path) -> dict[str, torch.Tensor]:
     return dict(TensorDict(rows, [len(rows["action"])]).flatten_keys().items())
 
 
+# -- the environment --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("goals", [0, 2])
+def test_cameras_joined_by_a_plus_are_one_embedding_and_one_goal(goals: int) -> None:
+    cfg = sac.SACConfig(
+        camera="corner4+behindGripper", image_size=32, max_steps=4, frame_skip=1, encoder="tiny"
+    )
+    env = sac.make_env(0, cfg=cfg, goal=common.goal_images(cfg, goals) or None, film=True)
+    episode = env.rollout(4)
+    size = 2 * VIPTransform("tiny").dim
+    assert episode["vip_vec"].shape == episode["goal_embedding"].shape == (4, size)
+    distance = (episode["next", "vip_vec"] - episode["goal_embedding"]).norm(dim=-1)
+    before = (episode["vip_vec"] - episode["goal_embedding"]).norm(dim=-1)
+    unit = episode["next", "vip_reward"].squeeze(-1) / (before - distance)
+    torch.testing.assert_close(unit, unit[:1].expand(4))  # what scale="auto" found
+    _, frames = common.evaluate(env, None, 1)
+    assert frames.shape == (4, 32, 64, 3)
+    # each half of the goal is the embedding of its own camera's picture
+    if goals == 0:
+        halves = episode["goal_image"][0]
+        alone = VIPTransform("tiny").embed(halves)
+        torch.testing.assert_close(
+            episode["goal_embedding"][0], alone.flatten(), atol=1e-3, rtol=1e-3
+        )
+        assert not torch.equal(halves[0], halves[1])
+    env.close()
+
+
+def test_pixels_of_several_cameras_are_refused(tmp_path) -> None:
+    result = run("drq", tmp_path / "run", "--camera", "corner4+behindGripper")
+    assert result.returncode == 1 and "--observation embedding" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 # -- whole runs -------------------------------------------------------------------------------------
 
 

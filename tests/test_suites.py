@@ -117,9 +117,15 @@ def test_an_image_as_goal_is_written_at_every_reset(suite) -> None:
     check_env_specs(env)
     assert torch.equal(env.reset()["goal_image"], torch.from_numpy(goal))
     env.close()
-    for wrong, message in [("best", "'best'.*'solved'"), (goal[..., 0], "wanted an image")]:
+    two = [module.SIMULATOR.CAMERA] * 2
+    wrong = [
+        ("best", None, "'best'.*'solved'"),
+        (goal[..., 0], None, "wanted an image"),
+        (goal, two, r"\[2, H, W, 3\] \(one a camera\)"),
+    ]
+    for image, cameras, message in wrong:
         with pytest.raises(ValueError, match=message):
-            module.make_env(task, goal=wrong)
+            module.make_env(task, goal=image, cameras=cameras)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ observation noise. Needs ``pip install "torchrl-vip[robotics]"``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,14 +219,20 @@ class KitchenSim(Simulator):
         self.set_state(state)
         return Episode(np.stack(frames), np.array(success), np.array(reward, np.float32))
 
-    def solved_frame(self, seed: int, attempt: int = 0) -> np.ndarray:
-        """Last frame of a shipped demonstration (number ``seed``, counted round), [H, W, 3].
+    def solved_frame(
+        self, seed: int, attempt: int = 0, cameras: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """End of a shipped demonstration (number ``seed``, counted round), as ``look`` sees it.
 
         Raises:
             FileNotFoundError: none are shipped for this task.
         """
-        solved = demonstrations(self.task)
-        return self.replay(solved[seed % len(solved)].qpos[-1:]).frames[0]
+        solved, state = demonstrations(self.task), self.get_state()
+        self.data.qpos[:] = solved[seed % len(solved)].qpos[-1]
+        self._read()
+        frame = self.look(cameras)
+        self.set_state(state)
+        return frame
 
     def repeat(self, demonstration: Demonstration, steps: int | None = None) -> np.ndarray:
         """Resets and repeats the first ``steps`` actions (None: all); returns full_state.

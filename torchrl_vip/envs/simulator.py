@@ -182,8 +182,10 @@ class Simulator(ABC):
         """``full_state`` as if the hand were ``offset`` [3] (m) from where it is."""
         raise NotImplementedError(f"{type(self).__name__} has no scripted policies")
 
-    def solved_frame(self, seed: int, attempt: int = 0) -> np.ndarray | None:
-        """The task solved from the start that ``seed`` draws, uint8 [H, W, 3]: the last frame of a
+    def solved_frame(
+        self, seed: int, attempt: int = 0, cameras: Sequence[str] | None = None
+    ) -> np.ndarray | None:
+        """The task solved from the start that ``seed`` draws, as :meth:`look` sees it at the end of a
         scripted episode, or None where the script fails.
 
         A state at rest where there is one: a button that the script has pushed past and is about to
@@ -196,7 +198,7 @@ class Simulator(ABC):
         for hold, rest in ((False, REST), (True, REST), (attempt % 2 == 1, 0)):
             played = play(self, self.script(), seed, steps=500, stride=500, hold=hold, rest=rest)
             if ends_solved(played.success, attempt):
-                return self.render().copy()
+                return self.look(cameras)
         return None
 
     def render(self, camera: str | None = None) -> np.ndarray:
@@ -213,6 +215,12 @@ class Simulator(ABC):
         for thing in self.distractors:
             thing.add_to(self._renderer.scene)
         return self._renderer.render()
+
+    def look(self, cameras: Sequence[str] | None = None) -> np.ndarray:
+        """A frame to keep, uint8 [H, W, 3], or one of each of several cameras, [K, H, W, 3]."""
+        if cameras is None:
+            return self.render().copy()
+        return np.stack([self.render(camera) for camera in cameras])
 
     def randomize(self, randomization: Randomization | None, seed: int = 0) -> None:
         """Draws new looks from ``seed``, always starting from the shipped ones (None: those)."""
@@ -281,9 +289,9 @@ class SimulatorEnv(EnvBase):
             success=Binary(1, dtype=torch.bool),
         )
         if goal is not None:
-            self.observation_spec["goal_image"] = (
-                frame if isinstance(goal, str) else Bounded(0, 255, goal.shape, dtype=torch.uint8)
-            )
+            several = () if cameras is None else (len(cameras),)
+            shape = (*several, *frame.shape) if isinstance(goal, str) else goal.shape
+            self.observation_spec["goal_image"] = Bounded(0, 255, shape, dtype=torch.uint8)
         self.action_spec = Bounded(-1.0, 1.0, (sim.ACTION_SIZE,))
         self.reward_spec = Unbounded((1,))
         self.done_spec = Composite(
@@ -330,7 +338,8 @@ class SimulatorEnv(EnvBase):
 
     def _solvable(self, start: int) -> tuple[int, np.ndarray]:
         for attempt in range(20):
-            if (frame := self.sim.solved_frame(start, attempt)) is not None:
+            frame = self.sim.solved_frame(start, attempt, self.cameras)
+            if frame is not None:
                 return start, frame
             start = self._draw()
         raise RuntimeError(f"{self.sim.task!r} was not solved from any of 20 starts")
@@ -378,9 +387,10 @@ def make_env(
         cameras: a name (None: the suite's default), whose frames are "pixels" uint8 [H, W, 3]; or a
             list of names, each with its frames under ("pixels", name).
         image_size: H and W in pixels.
-        goal: an image, uint8 [H, W, 3], or ``"solved"`` for this very start's solved state, which
-            costs a scripted episode without rendering a reset: every reset then writes
-            "goal_image", which a VIPRewardTransform takes up.
+        goal: an image, uint8 [H, W, 3], or with a list of cameras one of each, [K, H, W, 3]; or
+            ``"solved"`` for this very start's solved state, which costs a scripted episode without
+            rendering a reset: every reset then writes "goal_image", which a VIPRewardTransform takes
+            up.
         num_envs: more than one gives a ParallelEnv whose workers use seed, seed + 1, ...
         seed: of starts and looks.
         device: of the tensors; physics and rendering stay on the CPU (or EGL's device).
@@ -419,7 +429,7 @@ def make_env(
         max_steps=max_steps or simulator.MAX_STEPS,
         frame_skip=frame_skip,
         cameras=several,
-        goal=goal if goal is None or isinstance(goal, str) else _image(goal),
+        goal=goal if goal is None or isinstance(goal, str) else _image(goal, several),
         device=device,
     )
     if num_envs == 1:
@@ -437,11 +447,14 @@ def _make_one(
     return SimulatorEnv(sim, randomize=randomize, **settings)
 
 
-def _image(goal: Any) -> np.ndarray:
+def _image(goal: Any, cameras: Sequence[str] | None) -> np.ndarray:
     image = np.asarray(goal)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+    count = () if cameras is None else (len(cameras),)
+    lead, size = image.shape[:-3], image.shape[-3:]
+    if image.dtype != np.uint8 or len(size) != 3 or size[-1] != 3 or lead != count:
+        wanted = "[H, W, 3]" if cameras is None else f"[{len(cameras)}, H, W, 3] (one a camera)"
         raise ValueError(
-            f"goal of shape {image.shape}, {image.dtype}; wanted an image, uint8 [H, W, 3]"
+            f"goal of shape {image.shape}, {image.dtype}; wanted an image, uint8 {wanted}"
         )
     return image.copy()
 
