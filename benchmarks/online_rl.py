@@ -5,8 +5,8 @@ continued where its last checkpoint stands, a complete one is only read. The rew
 reward of the environment), sparse success alone, the two together, the task's own dense reward. A random
 policy is evaluated from the same 50 starts as every run's last evaluation, which no training saw.
 
-    python benchmarks/online_rl.py                   # about 20 minutes a run on one core
-    python benchmarks/online_rl.py --tasks coffee-button-v3 --rewards vip --seeds 0 --steps 30000
+    python benchmarks/online_rl.py                   # about 25 minutes a run on one core
+    python benchmarks/online_rl.py --tasks coffee-button-v3 --camera corner4 --seeds 0 --runs OTHER
     python benchmarks/online_rl.py --steps 0 --rewards vip sparse     # read what is there
 """
 
@@ -46,10 +46,15 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--tasks", nargs="+", default=["coffee-button-v3", "reach-v3"], help="of Meta-World")
+    add("--tasks", nargs="+", default=["button-press-v3", "coffee-button-v3"], help="of Meta-World")
     add("--rewards", nargs="+", default=["vip", "sparse"], choices=REWARDS)
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    add("--steps", type=int, default=50_000, help="environment steps a run; 0 runs nothing")
+    add(
+        "--camera",
+        default="behindGripper",
+        help="of all runs; examples/sac.py tells what it can be",
+    )
+    add("--steps", type=int, default=30_000, help="environment steps a run; 0 runs nothing")
     add("--episodes", type=int, default=50, help="of the last evaluation")
     add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at once (one a core)")
     add("--runs", type=Path, default=Path("online_rl_runs"), help="folder of the runs")
@@ -87,7 +92,7 @@ def play(args: argparse.Namespace, seed: int, task: str, reward: str) -> None:
         return
     command = [
         sys.executable, str(SAC), "--task", task, "--reward", reward, "--seed", str(seed),
-        "--steps", str(args.steps), "--goals", "0",
+        "--steps", str(args.steps), "--goals", "0", "--camera", args.camera,
         "--final-episodes", str(args.episodes), "--out", str(out), *args.flags,
     ]  # fmt: skip
     command += ["--resume"] if (out / "checkpoint.pt").exists() else []
@@ -138,7 +143,9 @@ def table(args: argparse.Namespace, task: str) -> list[dict]:
             curve = read(scalars / "eval/success_last.csv")
             if not curve:
                 continue
+            config = json.loads((folder(args, seed, task, reward) / "config.json").read_text())
             seeds[str(seed)] = {
+                "camera": config["camera"],
                 "curve": curve,
                 "return": read(scalars / "eval/vip_return.csv"),
                 "steps_per_second": float(
@@ -160,9 +167,9 @@ def markdown(report: dict) -> str:
         "Success of complete runs in their last evaluation (of others in their latest), from starts that "
         "no training saw. The goal is an image of each start's own solved state. *Held out*: the task "
         "was never rendered for pre-training.", "",
-        "| task | reward | seeds | environment steps | at the last step, each seed | mean "
+        "| task | reward | camera | seeds | environment steps | at the last step, each seed | mean "
         "| at any step |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in report["rows"]:
         ends = [
@@ -173,10 +180,11 @@ def markdown(report: dict) -> str:
         values = [end["success_last"] for end in ends]
         some = [end["success_any"] for end in ends if "success_any" in end]
         whole = all("final" in seed for seed in row["seeds"].values())
+        cameras = sorted({seed.get("camera") or "" for seed in row["seeds"].values()})
         steps = "–".join(f"{step:,}" for step in sorted({end["step"] for end in ends}))
         lines.append(
             f"| {row['task']}{' (held out)' if row['task'] in HELD_OUT_TASKS else ''} "
-            f"| {REWARDS.get(row['reward'], row['reward'])} | {len(values)} "
+            f"| {REWARDS.get(row['reward'], row['reward'])} | {', '.join(cameras)} | {len(values)} "
             f"| {steps}{'' if whole else ' (not complete)'} "
             f"| {', '.join(f'{v:.2f}' for v in values)} | {np.mean(values):.2f} "
             f"| {', '.join(f'{v:.2f}' for v in some)} |"
