@@ -55,6 +55,7 @@ def parse_args() -> argparse.Namespace:
         help="of all runs; examples/sac.py tells what it can be",
     )
     add("--steps", type=int, default=30_000, help="environment steps a run; 0 runs nothing")
+    add("--max-steps", type=int, default=150, help="environment steps an episode")
     add("--episodes", type=int, default=50, help="of the last evaluation")
     add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at once (one a core)")
     add("--runs", type=Path, default=Path("online_rl_runs"), help="folder of the runs")
@@ -93,6 +94,7 @@ def play(args: argparse.Namespace, seed: int, task: str, reward: str) -> None:
     command = [
         sys.executable, str(SAC), "--task", task, "--reward", reward, "--seed", str(seed),
         "--steps", str(args.steps), "--goals", "0", "--camera", args.camera,
+        "--max-steps", str(args.max_steps),
         "--final-episodes", str(args.episodes), "--out", str(out), *args.flags,
     ]  # fmt: skip
     command += ["--resume"] if (out / "checkpoint.pt").exists() else []
@@ -108,7 +110,7 @@ def play(args: argparse.Namespace, seed: int, task: str, reward: str) -> None:
     print(f"{out.name}: done", flush=True)
 
 
-def random_success(task: str, episodes: int, steps: int = 100) -> float:
+def random_success(task: str, episodes: int, steps: int) -> float:
     """Share of the evaluation's starts that uniform actions leave solved at the last step."""
     sim, rng, solved = MetaWorldSim(task, image_size=16), np.random.default_rng(0), 0
     for i in range(episodes):
@@ -134,7 +136,7 @@ def table(args: argparse.Namespace, task: str) -> list[dict]:
     """A row for the random policy, and one for every reward that has runs."""
     rows = [
         {"task": task, "reward": "random policy", "seeds": {"0": {
-            "final": {"step": 0, "success_last": random_success(task, args.episodes)}}}}
+            "final": {"step": 0, "success_last": random_success(task, args.episodes, args.max_steps)}}}}
     ]  # fmt: skip
     for reward in args.rewards:
         seeds = {}

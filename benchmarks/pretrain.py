@@ -15,7 +15,7 @@ Every case runs a block of steps in turn (A B C A B C ...); a ratio is the media
 
     python benchmarks/pretrain.py --clips ../shared/data/droid    # about 20 minutes on two cores
     python benchmarks/pretrain.py --clips CLIPS --quick           # about 2 minutes
-    python benchmarks/pretrain.py --clips CLIPS --device cuda --sections speed
+    python benchmarks/pretrain.py --clips CLIPS --device cuda --sections speed --name pretrain_gpu
 """
 
 from __future__ import annotations
@@ -81,8 +81,7 @@ def main() -> None:
             report["waiting"] = waiting(find_clips(args.clips)[: args.clip_count], folder, args)
     text = markdown(report)
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = "pretrain-quick" if args.quick else "pretrain"
-    stem += "" if args.device.type == "cpu" else f"-{args.device.type}"
+    stem = args.name or ("pretrain-quick" if args.quick else "pretrain")
     (args.out / f"{stem}.json").write_text(json.dumps(report, indent=2) + "\n")
     (args.out / f"{stem}.md").write_text(text)
     if "growth" in report:
@@ -107,6 +106,7 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--device", type=torch.device, default="cpu", help="of our loop (cpu)")
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the results")
+    parser.add_argument("--name", help="of the results' files (pretrain)")
     args = parser.parse_args()
     quick = args.quick
     args.clip_count = args.clip_count or (6 if quick else 60)
