@@ -167,6 +167,22 @@ def test_a_goal_image_and_a_start_within_a_demonstration() -> None:
     sim.close()
 
 
+def test_a_goal_has_an_image_of_each_camera_and_the_state_stays(sim) -> None:
+    sim.reset(3)
+    state = sim.get_state()
+    seen = sim.solved_frame(1, cameras=CAMERAS)
+    np.testing.assert_array_equal(sim.get_state(), state)
+    assert seen.shape == (3, 48, 48, 3)
+    np.testing.assert_array_equal(seen[0], sim.solved_frame(1))
+    np.testing.assert_array_equal(
+        seen[2], kitchen.goal_image("sdoor_open", camera="right_cam", seed=1, image_size=48)
+    )
+    env = kitchen.make_env("sdoor_open", cameras=CAMERAS, goal="solved", image_size=32)
+    check_env_specs(env)
+    assert env.reset()["goal_image"].shape == (3, 32, 32, 3)
+    env.close()
+
+
 def test_demonstrating_resumes_and_makes_failures_as_long(tmp_path, monkeypatch) -> None:
     planned = []  # by shipped episodes: a plan takes a minute
 
