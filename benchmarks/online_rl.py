@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
         help="of all runs; examples/sac.py tells what it can be",
     )
     add("--steps", type=int, default=30_000, help="environment steps a run; 0 runs nothing")
-    add("--max-steps", type=int, default=150, help="environment steps an episode")
+    add("--max-steps", type=int, default=100, help="environment steps an episode")
     add("--episodes", type=int, default=50, help="of the last evaluation")
     add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at once (one a core)")
     add("--runs", type=Path, default=Path("online_rl_runs"), help="folder of the runs")

@@ -68,9 +68,6 @@ class Config:
     encoder: str | None = arg(None, "checkpoint's name or folder (the bundled one)")
     blur: float = arg(0.0, "Gaussian over what the encoder sees, in its pixels")
     reward: str = arg("vip", "what to learn from", choices=("vip", "sparse", "dense", "vip+sparse"))
-    form: str = arg(
-        "log", "of the VIP reward", choices=("difference", "log", "distance", "potential")
-    )
     seed: int = arg(0, "of networks, exploration and training starts")
     steps: int = arg(50_000, "environment steps in all")
     warmup: int = arg(1_000, "steps of random actions before the first update")

@@ -79,7 +79,7 @@ def make_env(seed: int, *, cfg: DrQConfig, goal=None, statistics=None, film=Fals
         cfg.encoder, in_keys=cfg.frame_keys, blur=cfg.blur, del_keys=not (film or from_pixels)
     )
     env = TransformedEnv(env, vip)
-    env.append_transform(VIPRewardTransform(goal=goal, form=cfg.form, mode="keep", scale="auto"))
+    env.append_transform(VIPRewardTransform(goal=goal, mode="keep", scale="auto"))
     env.append_transform(TrainingReward(cfg.reward))
     if statistics is not None:
         common.scaled_inputs(env, statistics)

@@ -64,13 +64,13 @@ def make_env(seed: int, *, cfg: GoalConfig, statistics=None, film=False) -> EnvB
     env = common.suite_env(cfg, seed, goal="solved")
     vip = VIPTransform(cfg.encoder, in_keys=cfg.frame_keys, blur=cfg.blur, del_keys=not film)
     env = TransformedEnv(env, vip)
-    env.append_transform(VIPRewardTransform(form=cfg.form, mode="keep", scale="auto"))
+    env.append_transform(VIPRewardTransform(mode="keep", scale="auto"))
     env.append_transform(TrainingReward(cfg.reward))
     return env if statistics is None else common.scaled_inputs(env, statistics, "goal_embedding")
 
 
 def hindsight_reward(
-    batch: TensorDictBase, *, choice: str, form: str, unit: float, calibration: dict
+    batch: TensorDictBase, *, choice: str, unit: float, calibration: dict
 ) -> Tensor:
     """What TrainingReward gives, for the goals in ``batch``: ``[B, 1]``.
 
@@ -80,7 +80,7 @@ def hindsight_reward(
     z, z_next, z_goal = (unit * batch[key] for key in ("z", ("next", "z"), "z_goal"))
     threshold = calibration["success_threshold"]
     terms = {
-        "vip": goal_reward(z, z_next, z_goal, form=form, scale=calibration["reward_scale"]),
+        "vip": goal_reward(z, z_next, z_goal, scale=calibration["reward_scale"]),
         "sparse": goal_reward(z, z_next, z_goal, form="sparse", threshold=threshold),
     }
     return sum(REWARD_SCALES[name] * terms[name] for name in choice.split("+")).unsqueeze(-1)
@@ -103,7 +103,6 @@ def main() -> None:
         partial(
             hindsight_reward,
             choice=cfg.reward,
-            form=cfg.form,
             unit=statistics["z_scale"][0],
             calibration=eval_env.transform[0].encoder.config,
         ),

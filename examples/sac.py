@@ -62,7 +62,7 @@ def make_env(seed: int, *, cfg: SACConfig, goal=None, statistics=None, film=Fals
     env = common.suite_env(cfg, seed, goal=None if goal else "solved")
     vip = VIPTransform(cfg.encoder, in_keys=cfg.frame_keys, blur=cfg.blur, del_keys=not film)
     env = TransformedEnv(env, vip)
-    env.append_transform(VIPRewardTransform(goal=goal, form=cfg.form, mode="keep", scale="auto"))
+    env.append_transform(VIPRewardTransform(goal=goal, mode="keep", scale="auto"))
     env.append_transform(TrainingReward(cfg.reward))
     if statistics is not None:
         common.scaled_inputs(env, statistics, "goal_embedding")

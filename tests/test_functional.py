@@ -168,9 +168,6 @@ def test_embeddings_of_two_encoders_are_refused():
         ({"form": "potential", "gamma": 0.5, "scale": 3.0}, [12.0, -15.0]),
         ({"form": "potential"}, [5 - 0.98 * 2, -9.8]),
         ({"form": "sparse", "threshold": 2.0, "scale": 7.0}, [1.0, 0.0]),
-        # distances 5 and 0 to 2 and 10
-        ({"form": "log"}, [math.log(5.1 / 2.1), math.log(0.1 / 10.1)]),
-        ({"form": "log", "scale": 0.5}, [math.log(2.6 / 1.1), math.log(0.1 / 5.1)]),
     ],
 )
 def test_goal_reward_by_hand(arguments, wanted):

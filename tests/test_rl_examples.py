@@ -1,6 +1,5 @@
 """The reinforcement-learning examples run, resume, take every reward, and name a worker that dies."""
 
-import math
 import os
 import re
 import signal
@@ -58,12 +57,7 @@ def read_stored(out: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("goals", [0, 2])
 def test_cameras_joined_by_a_plus_are_one_embedding_and_one_goal(goals: int) -> None:
     cfg = sac.SACConfig(
-        camera="corner4+behindGripper",
-        image_size=32,
-        max_steps=4,
-        frame_skip=1,
-        encoder="tiny",
-        form="difference",
+        camera="corner4+behindGripper", image_size=32, max_steps=4, frame_skip=1, encoder="tiny"
     )
     env = sac.make_env(0, cfg=cfg, goal=common.goal_images(cfg, goals) or None, film=True)
     episode = env.rollout(4)
@@ -241,14 +235,12 @@ def test_hindsight_reward_is_the_training_reward():
         [1],
     )
     calibration = {"reward_scale": 0.1, "success_threshold": 5.0}
-    options = {"unit": 2.0, "calibration": calibration, "form": "difference"}
+    options = {"unit": 2.0, "calibration": calibration}
     reward = goal_switching.hindsight_reward(batch, choice="vip", **options)
     assert reward.shape == (1, 1)
     assert reward.item() == pytest.approx(10 * 0.1 * (6.0 - 4.0))  # distances 3 and 2, unit 2
     both = goal_switching.hindsight_reward(batch, choice="vip+sparse", **options)
     assert both.item() == pytest.approx(2.0 + 1.0)  # 4 is below the threshold
-    log = goal_switching.hindsight_reward(batch, choice="vip", **options | {"form": "log"})
-    assert log.item() == pytest.approx(10 * math.log(0.7 / 0.5))
 
 
 def test_random_shift_moves_whole_frames():

@@ -19,8 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-REWARD_FORMS = ("difference", "log", "distance", "potential", "sparse")
-LOG_SOFTENING = 0.1  # of "log": what is nearer than this part of 1 / scale is noise
+REWARD_FORMS = ("difference", "distance", "potential", "sparse")
 
 
 def resize_size(size: int) -> int:
@@ -171,10 +170,6 @@ def goal_reward(
     form
     ========================  ========================================================
     ``"difference"``          S(o') - S(o), the paper's (its section 3)
-    ``"log"``                 log(0.1 - scale S(o)) - log(0.1 - scale S(o')): halving what
-                              is left counts the same from afar and near the goal, where
-                              the last centimetre decides (a logarithm for precision:
-                              Levine et al., arXiv 1504.00702, appendix)
     ``"distance"``            S(o')
     ``"potential"``           gamma S(o') - S(o), shaping that keeps the optimal policy
                               (Ng et al., ICML 1999)
@@ -188,7 +183,7 @@ def goal_reward(
         z_next: embedding of o', ``[*B, D]``.
         z_goal: see :func:`goal_distance`.
         form: one of the table.
-        scale: factor on the result (not on the 0 and 1 of ``"sparse"``); of ``"log"``, on the distances.
+        scale: factor on the result (not on the 0 and 1 of ``"sparse"``).
         gamma: discount of ``"potential"``, in (0, 1].
         threshold: for ``"sparse"``, a distance in embedding units.
 
@@ -215,13 +210,8 @@ def goal_reward(
         return (distance_next <= threshold).to(distance_next.dtype)
     if form == "distance":
         return -scale * distance_next
-    distance = goal_distance(z, z_goal)
-    if form == "log":
-        return torch.log(
-            (LOG_SOFTENING + scale * distance) / (LOG_SOFTENING + scale * distance_next)
-        )
     discount = gamma if form == "potential" else 1.0
-    return scale * (distance - discount * distance_next)
+    return scale * (goal_distance(z, z_goal) - discount * distance_next)
 
 
 def check_form(form: str, threshold: float | None) -> None:
