@@ -222,6 +222,7 @@ def draw(rows: list[dict], path: Path) -> None:
             mean = np.mean([[v for _, v in curve[:shortest]] for curve in curves], 0)
             axis.plot(steps, mean, color=colours[row["reward"]], lw=2, label=REWARDS[row["reward"]])
         axis.set(title=task, xlabel="environment steps", ylim=(-0.03, 1.03))
+        axis.locator_params("x", nbins=5)
     axes[0][0].set_ylabel("success at the last step, unseen starts")
     axes[0][0].legend(fontsize=8)
     figure.savefig(path, dpi=100)
