@@ -119,7 +119,7 @@ def test_online_rl_runs_and_is_only_read_again(tmp_path):
     pytest.importorskip("metaworld")
     command = [
         sys.executable, str(ROOT / "benchmarks/online_rl.py"), "--tasks", "reach-v3", "--seeds", "0",
-        "--rewards", "vip", "--steps", "36", "--episodes", "1", "--jobs", "1",
+        "--rewards", "vip", "--steps", "36", "--max-steps", "12", "--episodes", "1", "--jobs", "1",
         "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "results"), "--", "--smoke",
     ]  # fmt: skip
     first = subprocess.run(command, capture_output=True, text=True, timeout=600)
