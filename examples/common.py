@@ -156,11 +156,12 @@ class TrainingReward(Transform):
 
     Args:
         choice: names in REWARD_SCALES, joined by "+": their weighted sum.
+        action_cost: what is taken off for an action of full size, in proportion to its mean square.
     """
 
-    def __init__(self, choice: str) -> None:
+    def __init__(self, choice: str, action_cost: float = 0.0) -> None:
         super().__init__(in_keys=["reward", "vip_reward"], out_keys=["reward", "dense_reward"])
-        self.choice = choice
+        self.choice, self.action_cost = choice, action_cost
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         dense = next_tensordict["reward"]
@@ -170,6 +171,9 @@ class TrainingReward(Transform):
             "dense": dense,
         }
         reward = sum(REWARD_SCALES[name] * terms[name] for name in self.choice.split("+"))
+        if self.action_cost:
+            effort = tensordict["action"].square().mean(-1, keepdim=True)
+            reward = reward - self.action_cost * effort
         return next_tensordict.update({"reward": reward, "dense_reward": dense})
 
     def transform_reward_spec(self, reward_spec: Composite) -> Composite:

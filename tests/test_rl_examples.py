@@ -224,6 +224,16 @@ def test_the_reward_that_is_asked_for(choice, base_env, tiny_encoder):
     assert (steps["dense_reward"] > 0).any()
 
 
+def test_an_action_has_a_cost(base_env, tiny_encoder):
+    env = TransformedEnv(base_env, VIPTransform(tiny_encoder, size=32))
+    env.append_transform(VIPRewardTransform(goal=torch.ones(3), mode="keep", scale=1.0))
+    env.append_transform(common.TrainingReward("dense", action_cost=0.4))
+    steps = env.rollout(3)
+    effort = steps["action"].square().mean(-1, keepdim=True)
+    wanted = 0.1 * steps["next", "dense_reward"] - 0.4 * effort
+    torch.testing.assert_close(steps["next", "reward"], wanted)
+
+
 def test_hindsight_reward_is_the_training_reward():
     """In units of the scaled embeddings, for the goal in the rows: computed by hand."""
     batch = TensorDict(
