@@ -19,16 +19,15 @@ Protocol (appendices E and V of arXiv 2210.00030; what is ours is marked *):
 - MPPI: horizon 12, 32 trajectories, temperature 5 on scores divided by their deviation*, noise filter
   (0.25, 0.8, 0), warm start. A trajectory's score is that of its last frame, so only it is drawn.
 - Candidates run at 8 ms a physics step*, what is done at 2 ms.
-- Frames are drawn at 224 pixels (the paper: 256) and blurred by 1.5 before a network*, the width that
-  validation on Meta-World chose (docs/model-card.md).
+- Frames are drawn at the bundled encoder's 160 pixels* (the paper: 256).
 - Success: the task's joint within 0.15 of its range of the target and nothing else disturbed, for five
   steps in a row*, which ends the episode, or at its last step. "touched" counts a single such step too.
 
 Ablations: --goals averages the embeddings of so many demonstrations' last frames. --cameras-summed adds
 the distances of the three cameras, each in parts of its first one, as the value is a time to the goal.
 --score: minus the last distance, the last step's reward (what the distance fell by), or minus the sum of
-all. --blur 0 --image-size 160: without what FrozenEncoder's blur is for. --smoothness W takes W x mean
-squared change of the action x the first distance from every score.
+all. --blur is FrozenEncoder's, for every network. --smoothness W takes W x mean squared change of the
+action x the first distance from every score.
 """
 
 from __future__ import annotations
@@ -96,11 +95,11 @@ class Episode(NamedTuple):
     score: str
     goals: int
     smoothness: float = 0.0
-    image_size: int = 224
-    blur: float = 1.5
+    image_size: int = 160
+    blur: float = 0.0
 
     def variant(self) -> str:
-        """The encoder's name, and what is not as usual."""
+        """The encoder's name, and what is not as in the paper."""
         scores = {"sum": ["sum of distances"], "difference": ["last reward"]}
         return ", ".join(
             [self.row]
@@ -108,9 +107,8 @@ class Episode(NamedTuple):
             + [f"mean of {self.goals} goals"] * (self.goals != 1)
             + ["cameras summed"] * (self.camera == SUMMED)
             + [f"smoothness {self.smoothness:g}"] * (self.smoothness != 0)
-            + [f"drawn at {self.image_size}²"] * (self.image_size != 224)
-            + [f"blurred by {self.blur:g}"] * (self.blur not in (0, 1.5))
-            + ["not blurred"] * (self.blur == 0)
+            + [f"drawn at {self.image_size}²"] * (self.image_size != 160)
+            + [f"blurred by {self.blur:g}"] * (self.blur != 0)
         )
 
 
@@ -181,27 +179,45 @@ class Judge:
 
 
 def pictures(sim: KitchenSim, qpos: np.ndarray, cameras: Iterable[str]) -> np.ndarray:
-    """What each camera sees at one position [30]: uint8 [C, H, W, 3]."""
+    """What each camera sees at positions [T, 30]: uint8 [T, C, H, W, 3]."""
     frames = []
     for camera in cameras:
         sim.camera = sim.find_camera(camera)
-        frames.append(sim.replay(qpos[None]).frames[0])
-    return np.stack(frames)
+        frames.append(sim.replay(qpos).frames)
+    return np.stack(frames, 1)
 
 
-def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge | None, float]:
-    """Brings the simulator to the start; returns the judge of its goal, None for the true reward,
-    and at which distance to the goal other successes end."""
+class Landmarks(NamedTuple):
+    """What an episode's goal makes of states that are known beforehand.
+
+    Attributes:
+        near: distance at which other successes end.
+        decoyed: share of the goal's own demonstration, from the start on, that looks farther from
+            the goal than a decoy does: the arm as in the goal, all else as it was at the start.
+    """
+
+    near: float = np.nan
+    decoyed: float = np.nan
+
+
+def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge | None, Landmarks]:
+    """Brings the simulator to the start; returns the judge of its goal, None for the true reward."""
     solved = demonstrations(episode.task)
     solved = solved[episode.seed % len(solved) :] + solved[: episode.seed % len(solved)]
     first = min(EASY_START, round(0.4 * len(solved[0].actions)))
     sim.repeat(solved[0], first if episode.setting == "easy" else 0)
     if embed is None:
-        return None, np.nan
-    ends = np.stack([pictures(sim, d.qpos[-1], VIEWS[episode.camera]) for d in solved])
-    start = pictures(sim, sim.data.qpos.copy(), VIEWS[episode.camera])
-    judge = Judge(embed, ends[: episode.goals], start)
-    return judge, -float(judge(ends[1:]).mean()) if len(ends) > 1 else np.nan
+        return None, Landmarks()
+    here, way = sim.data.qpos.copy(), solved[0].qpos[first:]
+    decoy = np.concatenate([way[-1][:9], here[9:]])  # the robot's nine joints come first
+    positions = np.stack([here, decoy, *(d.qpos[-1] for d in solved)])
+    start, decoy, *ends = pictures(sim, positions, VIEWS[episode.camera])
+    judge = Judge(embed, np.stack(ends[: episode.goals]), start)
+    near = -float(judge(np.stack(ends[1:])).mean()) if len(ends) > 1 else np.nan
+    values = judge(pictures(sim, way, VIEWS[episode.camera]))
+    landmarks = Landmarks(near, float((values < judge(decoy)).mean()))
+    judge.seconds = 0.0
+    return judge, landmarks
 
 
 def score(values: np.ndarray, form: str) -> np.ndarray:
@@ -213,7 +229,7 @@ def score(values: np.ndarray, form: str) -> np.ndarray:
 
 def play(episode: Episode, encoder: Encoder, sim: KitchenSim, rollouts: Rollouts) -> dict:
     """One planned episode: whether it was solved, its curves and where the time went."""
-    judge, near = begin(sim, episode, encoder.embed)
+    judge, landmarks = begin(sim, episode, encoder.embed)
     view = NOT_DRAWN if judge is None else episode.camera
     drawn = {"last": HORIZON, "difference": HORIZON - 1, "sum": 1}[episode.score]
     header = [list(VIEWS).index(view), drawn]
@@ -256,7 +272,7 @@ def play(episode: Episode, encoder: Encoder, sim: KitchenSim, rollouts: Rollouts
         "steps": steps,
         "joint_error": sim.joint_error(),
         "first_distance": None if judge is None else judge.first,
-        "near": None if np.isnan(near) else near,
+        **{name: None if np.isnan(v) else v for name, v in landmarks._asdict().items()},
         "distance": [round(d, 4) for d in curve],
         "reward": [round(r, 4) for r in rewards],
         "seconds_per_step": planning / steps,
@@ -422,20 +438,22 @@ def fit(group: list[dict]) -> float:
 
 def main_table(groups: Groups) -> list[str]:
     columns = (
-        "setting|trajectories|encoder|episodes|success|touched|joint error|distance left|cheated"
-    )
-    columns = [*columns.split("|"), "R²", "order", "s a step", "physics", "rendering", "embedding"]
+        "setting|trajectories|encoder|episodes|success|touched|joint error|distance left|cheated|"
+        "decoyed|R²|order|s a step|physics|rendering|embedding"
+    ).split("|")
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for (setting, count, name), group in sorted(groups.items()):
         left = [r["distance"][-1] / r["first_distance"] for r in group if r.get("first_distance")]
         lost = [r for r in group if not r["success"] and r.get("near")]
         order = [voc(d) for d, _ in curves(group)]
+        decoyed = [r["decoyed"] for r in group if r.get("decoyed") is not None]
         cells = [
             setting, count, name, len(group), percent(*rate(group)),
             f"{np.mean([r.get('touched', r['success']) for r in group]):.0%}",
             f"{np.mean([r['joint_error'] for r in group]):.2f}",
             f"{np.mean(left):.2f}" if left else "–",
             f"{np.mean([r['distance'][-1] < r['near'] for r in lost]):.0%}" if lost else "–",
+            f"{np.mean(decoyed):.0%}" if decoyed else "–",
             f"{fit(group):.2f}" if order else "–",
             f"{np.mean(order):.2f}" if order else "–",
             f"{np.median([r['seconds_per_step'] for r in group]):.2f}",
@@ -489,8 +507,10 @@ def report(args: argparse.Namespace) -> None:
         "Success with its 95 % bootstrap interval over tasks, the mean of cameras and seeds each. "
         "touched: solved at any step. joint error: of the task's joint at the end, in parts of its "
         "range. distance left: at the end, in parts of the first one. cheated: share of the failures "
-        "that end nearer to the goal than other successes do. R²: of the distance with the state's "
-        "true reward along what was done. order: rank correlation of time with minus the distance. "
+        "that end nearer to the goal than other successes do. decoyed: share of the demonstration's way "
+        "that looks farther from the goal than the arm at the goal with nothing else moved. R²: of the "
+        "distance with the state's true reward along what was done. order: rank correlation of time with "
+        "minus the distance. "
         "Seconds of a planning step are medians.",
         "",
         *main_table(groups),
@@ -618,14 +638,14 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--goals", type=int, default=1, help="goal images, averaged (%(default)s)")
     parser.add_argument("--smoothness", type=float, default=0.0, metavar="W", help="(%(default)s)")
     parser.add_argument(
-        "--blur", type=float, default=1.5, help="before the networks, pixels (%(default)s)"
+        "--blur", type=float, default=0.0, help="before the networks, pixels (%(default)s)"
     )
     parser.add_argument("--tasks", nargs="+", default=list_tasks(), metavar="TASK")
     parser.add_argument("--cameras", nargs="+", default=list(CAMERAS), choices=CAMERAS)
     parser.add_argument(
         "--cameras-summed", action="store_true", help="one episode a task that sees by all of them"
     )
-    parser.add_argument("--image-size", type=int, default=224, help="pixels (%(default)s)")
+    parser.add_argument("--image-size", type=int, default=160, help="pixels (%(default)s)")
     parser.add_argument(
         "--processes", type=int, default=len(os.sched_getaffinity(0)), help="(one a core)"
     )
