@@ -3,7 +3,8 @@
 Every run is `examples/sac.py` in a process of its own and a folder under --runs; a run that is there is
 continued where its last checkpoint stands, a complete one is only read. The rewards: VIP alone (no
 reward of the environment), sparse success alone, the two together, the task's own dense reward. A random
-policy is evaluated from the same 50 starts as every run's last evaluation, which no training saw.
+policy is evaluated from the same 50 starts as every run's last evaluation, which no training saw. Rows of
+other tasks and rewards that the results have already stay, each with its own command.
 
     python benchmarks/online_rl.py                   # about 25 minutes a run on one core
     python benchmarks/online_rl.py --tasks coffee-button-v3 --camera corner4 --seeds 0 --runs OTHER
@@ -72,9 +73,9 @@ def main() -> None:
             list(pool.map(lambda which: play(args, *which), chosen))
     rows = [row for task in args.tasks for row in table(args, task)]
     args.out.mkdir(parents=True, exist_ok=True)
-    report = {"about": about(), "flags": args.flags, "rows": rows}
-    (args.out / "online_rl.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.out / "online_rl.md").write_text(text := markdown(report))
+    rows = merged(args.out / "online_rl.json", rows)
+    (args.out / "online_rl.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    (args.out / "online_rl.md").write_text(text := markdown(rows))
     draw(rows, args.out / "online_rl.png")
     print(text)
 
@@ -163,9 +164,18 @@ def table(args: argparse.Namespace, task: str) -> list[dict]:
     return rows
 
 
-def markdown(report: dict) -> str:
+def merged(path: Path, rows: list[dict]) -> list[dict]:
+    """With the rows of other tasks and rewards that ``path`` has, tasks in the order of their names."""
+    new = {(row["task"], row["reward"]): row | {"about": about()} for row in rows}
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    every = {(row["task"], row["reward"]): row for row in old} | new
+    order = ["random policy", *REWARDS]
+    return sorted(every.values(), key=lambda row: (row["task"], order.index(row["reward"])))
+
+
+def markdown(rows: list[dict]) -> str:
     lines = [
-        "# SAC from a goal image", "", in_words(report["about"]), "",
+        "# SAC from a goal image", "",
         "Success of complete runs in their last evaluation (of others in their latest), from starts that "
         "no training saw. The goal is an image of each start's own solved state. *Held out*: the task "
         "was never rendered for pre-training.", "",
@@ -173,7 +183,7 @@ def markdown(report: dict) -> str:
         "| at any step |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    for row in report["rows"]:
+    for row in rows:
         ends = [
             seed.get("final")
             or {"step": seed["curve"][-1][0], "success_last": seed["curve"][-1][1]}
@@ -191,6 +201,8 @@ def markdown(report: dict) -> str:
             f"| {', '.join(f'{v:.2f}' for v in values)} | {np.mean(values):.2f} "
             f"| {', '.join(f'{v:.2f}' for v in some)} |"
         )
+    commands = {in_words(row["about"]): row["task"] for row in rows}  # a task may have several
+    lines += ["", *(f"- {task}: {command}" for command, task in commands.items())]
     return "\n".join([*lines, ""])
 
 

@@ -129,5 +129,14 @@ def test_online_rl_runs_and_is_only_read_again(tmp_path):
     assert [row["reward"] for row in rows] == ["random policy", "vip"]
     assert rows[1]["seeds"]["0"]["final"]["step"] == 36
     assert (tmp_path / "results/online_rl.png").stat().st_size > 1_000
+    kept = [dict(row, task="push-v3") for row in rows] + [dict(rows[1], reward="sparse")]
+    (tmp_path / "results/online_rl.json").write_text(json.dumps({"rows": kept}))
     again = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert "reach-v3_vip_0: complete" in again.stdout
+    both = json.loads((tmp_path / "results/online_rl.json").read_text())["rows"]
+    assert [(row["task"], row["reward"]) for row in both] == [
+        ("push-v3", "random policy"), ("push-v3", "vip"),
+        ("reach-v3", "random policy"), ("reach-v3", "vip"), ("reach-v3", "sparse"),
+    ]  # fmt: skip
+    table = (tmp_path / "results/online_rl.md").read_text()
+    assert table.count("| push-v3") == 2 and "- reach-v3: `python" in table
