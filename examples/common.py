@@ -418,7 +418,8 @@ class Run:
         changed = {
             name: (began[name], value)
             for name, value in asdict(self.cfg).items()
-            if name not in CHANGEABLE and began.get(name) != value
+            # a flag that is younger than the run had what is its default now
+            if name not in CHANGEABLE and began.get(name, getattr(type(self.cfg), name)) != value
         }
         if changed:
             sys.exit(f"error: the run began with other flags (then, now): {changed}")

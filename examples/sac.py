@@ -39,10 +39,9 @@ class SACConfig(Config):
     alpha_lr: float = arg(3e-3, "Adam's learning rate of the logarithm of that weight")
     gamma: float = arg(0.95, "discount an action; each reward is a step of the way already")
     tau: float = arg(0.01, "step of the target networks towards the critics, an update")
-    action_cost: float | None = arg(
-        None, "taken off the reward for an action of full size, so that a policy rests at its goal "
-        "(0.1 where VIP is in the reward, 0 elsewhere)",
-    )  # fmt: skip
+    action_cost: float = arg(
+        0.0, "taken off the reward for an action of full size, so that a policy rests at its goal"
+    )
     buffer_size: int = arg(100_000, "transitions kept, 4 kB each and camera")
 
 
@@ -67,9 +66,7 @@ def make_env(seed: int, *, cfg: SACConfig, goal=None, statistics=None, film=Fals
     vip = VIPTransform(cfg.encoder, in_keys=cfg.frame_keys, blur=cfg.blur, del_keys=not film)
     env = TransformedEnv(env, vip)
     env.append_transform(VIPRewardTransform(goal=goal, mode="keep", scale="auto"))
-    # Near the goal the distance is flat and noisy, and a free policy wanders off there.
-    cost = 0.1 * ("vip" in cfg.reward) if cfg.action_cost is None else cfg.action_cost
-    env.append_transform(TrainingReward(cfg.reward, cost))
+    env.append_transform(TrainingReward(cfg.reward, cfg.action_cost))
     if statistics is not None:
         common.scaled_inputs(env, statistics, "goal_embedding")
         env.append_transform(ToGoal())

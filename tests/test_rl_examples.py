@@ -1,5 +1,6 @@
 """The reinforcement-learning examples run, resume, take every reward, and name a worker that dies."""
 
+import json
 import os
 import re
 import signal
@@ -106,6 +107,9 @@ def test_sac_runs_and_resumes(tmp_path):
     # as if it had been killed after it logged more than its last checkpoint knows
     with (out / "csv/scalars/train/return.csv").open("a") as file:
         file.write("48,123.0\n")
+    settings = json.loads((out / "config.json").read_text())
+    del settings["action_cost"]  # a run of before there was this flag
+    (out / "config.json").write_text(json.dumps(settings))
     again = run("sac", out, "--resume", "--steps", "60")
     assert again.returncode == 0, again.stderr
     assert steps_logged(out) == [12, 24, 36, 48, 60]
