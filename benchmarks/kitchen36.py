@@ -204,13 +204,14 @@ def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge
     """Brings the simulator to the start; returns the judge of its goal, None for the true reward."""
     solved = demonstrations(episode.task)
     solved = solved[episode.seed % len(solved) :] + solved[: episode.seed % len(solved)]
-    first = min(EASY_START, round(0.4 * len(solved[0].actions)))
-    sim.repeat(solved[0], first if episode.setting == "easy" else 0)
+    easy = min(EASY_START, round(0.4 * len(solved[0].actions)))
+    first = easy if episode.setting == "easy" else 0
+    sim.repeat(solved[0], first)
     if embed is None:
         return None, Landmarks()
     here, way = sim.data.qpos.copy(), solved[0].qpos[first:]
-    decoy = np.concatenate([way[-1][:9], here[9:]])  # the robot's nine joints come first
-    positions = np.stack([here, decoy, *(d.qpos[-1] for d in solved)])
+    arm_only = np.concatenate([way[-1][:9], here[9:]])  # the robot's nine joints come first
+    positions = np.stack([here, arm_only, *(d.qpos[-1] for d in solved)])
     start, decoy, *ends = pictures(sim, positions, VIEWS[episode.camera])
     judge = Judge(embed, np.stack(ends[: episode.goals]), start)
     near = -float(judge(np.stack(ends[1:])).mean()) if len(ends) > 1 else np.nan

@@ -149,6 +149,7 @@ def table(args: argparse.Namespace, task: str) -> list[dict]:
             config = json.loads((folder(args, seed, task, reward) / "config.json").read_text())
             seeds[str(seed)] = {
                 "camera": config["camera"],
+                "action_cost": config.get("action_cost", 0.0),
                 "curve": curve,
                 "return": read(scalars / "eval/vip_return.csv"),
                 "steps_per_second": float(
@@ -179,9 +180,9 @@ def markdown(rows: list[dict]) -> str:
         "Success of complete runs in their last evaluation (of others in their latest), from starts that "
         "no training saw. The goal is an image of each start's own solved state. *Held out*: the task "
         "was never rendered for pre-training.", "",
-        "| task | reward | camera | seeds | environment steps | at the last step, each seed | mean "
-        "| at any step |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | reward | camera | an action costs | seeds | environment steps "
+        "| at the last step, each seed | mean | at any step |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in rows:
         ends = [
@@ -193,10 +194,12 @@ def markdown(rows: list[dict]) -> str:
         some = [end["success_any"] for end in ends if "success_any" in end]
         whole = all("final" in seed for seed in row["seeds"].values())
         cameras = sorted({seed.get("camera") or "" for seed in row["seeds"].values()})
+        costs = sorted({seed.get("action_cost", 0.0) for seed in row["seeds"].values()})
         steps = "–".join(f"{step:,}" for step in sorted({end["step"] for end in ends}))
         lines.append(
             f"| {row['task']}{' (held out)' if row['task'] in HELD_OUT_TASKS else ''} "
-            f"| {REWARDS.get(row['reward'], row['reward'])} | {', '.join(cameras)} | {len(values)} "
+            f"| {REWARDS.get(row['reward'], row['reward'])} | {', '.join(cameras)} "
+            f"| {', '.join(f'{cost:g}' for cost in costs)} | {len(values)} "
             f"| {steps}{'' if whole else ' (not complete)'} "
             f"| {', '.join(f'{v:.2f}' for v in values)} | {np.mean(values):.2f} "
             f"| {', '.join(f'{v:.2f}' for v in some)} |"

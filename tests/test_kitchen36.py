@@ -87,21 +87,24 @@ def test_a_judge_by_hand() -> None:
     assert two.first == 1 and float(two(frames(35, 105))) == pytest.approx(-0.5)
 
 
-@pytest.mark.parametrize(("seen", "share"), [(slice(0, 7), "most"), (slice(9, 23), "none")])
-def test_a_decoy_fools_who_sees_the_arm_only(seen, share, monkeypatch) -> None:
-    def positions(_, qpos, cameras):
-        return np.tile(qpos[:, None, None, None, seen], (1, len(cameras), 1, 1, 1))
-
-    monkeypatch.setattr(kitchen36, "pictures", positions)
+@pytest.mark.parametrize("setting", ["easy", "hard"])
+def test_a_decoy_fools_who_sees_the_arm_only(setting, monkeypatch) -> None:
+    arm, objects = slice(0, 7), slice(9, 23)
     sim = kitchen36.KitchenSim("light_on", image_size=16)
-    episode = kitchen36.Episode("all", "easy", "light_on", "left_cam", 0, 32, "last", 1)
-    _, landmarks = kitchen36.begin(sim, episode, lambda x: x.flatten(1))
+    episode = kitchen36.Episode("all", setting, "light_on", "left_cam", 0, 32, "last", 1)
+    decoyed = {}
+    for part in (arm, objects):
+
+        def positions(_, qpos, cameras, part=part):
+            return np.tile(qpos[:, None, None, None, part], (1, len(cameras), 1, 1, 1))
+
+        monkeypatch.setattr(kitchen36, "pictures", positions)
+        _, landmarks = kitchen36.begin(sim, episode, lambda frames: frames.flatten(1))
+        decoyed[part.start] = landmarks.decoyed
     sim.close()
-    if share == "most":  # all but the goal itself: the decoy's arm is the goal's
-        way = len(kitchen36.demonstrations("light_on")[0].actions) - 12 + 1
-        assert landmarks.decoyed == pytest.approx(1 - 1 / way)
-    else:  # the decoy's objects are those of the start, the farthest
-        assert landmarks.decoyed < 0.2
+    states = len(kitchen36.demonstrations("light_on")[0].qpos) - 12 * (setting == "easy")
+    assert decoyed[arm.start] == pytest.approx(1 - 1 / states)  # the goal itself is not farther
+    assert decoyed[objects.start] < 0.2  # the decoy's objects are those of the start, the farthest
 
 
 def test_workers_draw_what_is_asked_for() -> None:
