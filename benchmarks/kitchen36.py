@@ -8,8 +8,8 @@
 Every --encoder is NAME=WHAT, or WHAT alone: bundled (or nothing after "="), a checkpoint, official,
 untrained, imagenet (EfficientNet-Lite0's features), head (ImageNet's weights below a random head), pixels,
 or state: the task's true reward, a ceiling. The first one that is not state is compared with the others.
-Finished episodes are in OUT/episodes.jsonl and are not played again; a killed run goes on, and --report
-draws what is there.
+Every core plays one episode at a time. Finished ones are in OUT/episodes.jsonl and are not played again;
+a killed run goes on, and --report draws what is there.
 
 Protocol (appendices E and V of arXiv 2210.00030; what is ours is marked *):
 
@@ -35,265 +35,45 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
+import shlex
 import sys
-import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from contextlib import closing
-from functools import partial
-from itertools import groupby, product
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 os.environ.setdefault("MUJOCO_GL", "egl")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads would take the workers' cores
+os.environ.setdefault("LP_NUM_THREADS", "1")  # a process draws with the core it plans with
 
-import numpy as np
 import torch
+from kitchen36_episode import SCORES, STEPS, SUMMED, Encoder, Episode, play
+from kitchen36_report import Groups, plot, table, task_table
 from machine import about, in_words
 from reward_quality import imagenet, raw_pixels, untrained
-from torch import Tensor
 from tqdm import tqdm
 
 from torchrl_vip import FrozenEncoder, VIPEncoder, load_vip
 from torchrl_vip.encoders import native_bfloat16
-from torchrl_vip.envs.kitchen import (
-    CAMERAS,
-    KitchenSim,
-    demonstrations,
-    list_tasks,
-)
-from torchrl_vip.evaluation.metrics import bootstrap, r_squared, voc
-from torchrl_vip.planning import MPPI, Rollouts
+from torchrl_vip.envs.kitchen import CAMERAS, KitchenSim, list_tasks
 from torchrl_vip.planning.demonstrate import PlanningSim
 from torchrl_vip.weights import CheckpointError
 
 ROOT = Path(__file__).parent
 BUNDLED = "VIP (bundled)="
 STATE = "state"
-SUMMED = "summed"
-STEPS = {"easy": 50, "hard": 100}
-EASY_START = 20  # state of the demonstration, or 2/5 of it
-HORIZON = 12
-HOLD = 5  # steps that a solved state must last to end the episode
-NOT_DRAWN = "none"
-VIEWS = {**{camera: (camera,) for camera in CAMERAS}, SUMMED: CAMERAS, NOT_DRAWN: ()}
-Embed = Callable[[Tensor], Tensor]
 
-
-class Episode(NamedTuple):
-    """What tells one episode from all others; ``row`` is the encoder's name."""
-
-    row: str
-    setting: str
-    task: str
-    camera: str
-    seed: int
-    trajectories: int
-    score: str
-    goals: int
-    smoothness: float = 0.0
-    image_size: int = 160
-    blur: float = 0.0
-
-    def variant(self) -> str:
-        """The encoder's name, and what is not as in the paper."""
-        scores = {"sum": ["sum of distances"], "difference": ["last reward"]}
-        return ", ".join(
-            [self.row]
-            + scores.get(self.score, [])
-            + [f"mean of {self.goals} goals"] * (self.goals != 1)
-            + ["cameras summed"] * (self.camera == SUMMED)
-            + [f"smoothness {self.smoothness:g}"] * (self.smoothness != 0)
-            + [f"drawn at {self.image_size}²"] * (self.image_size != 160)
-            + [f"blurred by {self.blur:g}"] * (self.blur != 0)
-        )
-
-
-class Encoder(NamedTuple):
-    """An embedding, None for the true reward, and a digest of its weights."""
-
-    embed: Embed | None
-    weights: str = ""
-
-
-# -- one episode -----------------------------------------------------------------------------------
-
-
-class CandidateSim(PlanningSim):
-    """Serves every camera without a new worker: two numbers stand before its state, the place in
-    VIEWS of what is drawn, and the first step, from 1, after which it is."""
-
-    def set_state(self, state: np.ndarray) -> np.ndarray:
-        self.views = list(VIEWS.values())[int(state[0])]
-        self.blind = int(state[1])
-        return super().set_state(state[2:])
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
-        self.blind -= 1
-        return super().step(action)
-
-
-def seen(sim: CandidateSim, _: float) -> np.ndarray:
-    """Frames [C, H, W, 3], the true reward, and the seconds that drawing took, as one record."""
-    start = time.perf_counter()
-    shape = (len(sim.views), sim.image_size, sim.image_size, 3)
-    record = np.zeros((), [("frames", np.uint8, shape), ("reward", float), ("seconds", float)])
-    if sim.blind <= 0:
-        for i, camera in enumerate(sim.views):
-            record["frames"][i] = sim.render(camera)
-    record["seconds"], record["reward"] = time.perf_counter() - start, sim.reward()
-    return record
-
-
-class Judge:
-    """Minus the distance of frames [*N, C, H, W, 3] to the goal, [*N]. One camera's is in embedding
-    units; several are averaged in parts of what each was at the start.
-
-    Args:
-        goals: frames [G, C, H, W, 3]; their embeddings are averaged.
-        start: first frames [C, H, W, 3].
-    """
-
-    def __init__(self, embed: Embed, goals: np.ndarray, start: np.ndarray) -> None:
-        self.embed, self.seconds, self.unit = embed, 0.0, 1.0
-        self.z_goal = self.embedded(goals).mean(0)
-        if len(start) > 1:
-            self.unit = (self.embedded(start) - self.z_goal).norm(dim=-1) * len(start)
-        self.first = -float(self(start))
-        self.seconds = 0.0
-
-    @torch.no_grad()
-    def embedded(self, frames: np.ndarray) -> Tensor:
-        """uint8 [*N, H, W, 3] to float32 [*N, D]."""
-        images = torch.from_numpy(frames.reshape(-1, *frames.shape[-3:])).permute(0, 3, 1, 2)
-        return self.embed(images).float().reshape(*frames.shape[:-3], -1)
-
-    def __call__(self, frames: np.ndarray) -> np.ndarray:
-        began = time.perf_counter()
-        distance = (self.embedded(frames) - self.z_goal).norm(dim=-1) / self.unit
-        self.seconds += time.perf_counter() - began
-        return -distance.sum(-1).numpy()
-
-
-def pictures(sim: KitchenSim, qpos: np.ndarray, cameras: Iterable[str]) -> np.ndarray:
-    """What each camera sees at positions [T, 30]: uint8 [T, C, H, W, 3]."""
-    frames = []
-    for camera in cameras:
-        sim.camera = sim.find_camera(camera)
-        frames.append(sim.replay(qpos).frames)
-    return np.stack(frames, 1)
-
-
-class Landmarks(NamedTuple):
-    """What an episode's goal makes of states that are known beforehand.
-
-    Attributes:
-        near: distance at which other successes end.
-        decoyed: share of the goal's own demonstration, from the start on, that looks farther from
-            the goal than a decoy does: the arm as in the goal, all else as it was at the start.
-    """
-
-    near: float = np.nan
-    decoyed: float = np.nan
-
-
-def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge | None, Landmarks]:
-    """Brings the simulator to the start; returns the judge of its goal, None for the true reward."""
-    solved = demonstrations(episode.task)
-    solved = solved[episode.seed % len(solved) :] + solved[: episode.seed % len(solved)]
-    easy = min(EASY_START, round(0.4 * len(solved[0].actions)))
-    first = easy if episode.setting == "easy" else 0
-    sim.repeat(solved[0], first)
-    if embed is None:
-        return None, Landmarks()
-    here, way = sim.data.qpos.copy(), solved[0].qpos[first:]
-    arm_only = np.concatenate([way[-1][:9], here[9:]])  # the robot's nine joints come first
-    positions = np.stack([here, arm_only, *(d.qpos[-1] for d in solved)])
-    start, decoy, *ends = pictures(sim, positions, VIEWS[episode.camera])
-    judge = Judge(embed, np.stack(ends[: episode.goals]), start)
-    near = -float(judge(np.stack(ends[1:])).mean()) if len(ends) > 1 else np.nan
-    values = judge(pictures(sim, way, VIEWS[episode.camera]))
-    landmarks = Landmarks(near, float((values < judge(decoy)).mean()))
-    judge.seconds = 0.0
-    return judge, landmarks
-
-
-def score(values: np.ndarray, form: str) -> np.ndarray:
-    """Values of states, [N] after the last step or [N, H], to scores of trajectories [N]."""
-    if form == "last":
-        return values
-    return values[:, -1] - values[:, -2] if form == "difference" else values.sum(1)
-
-
-def play(episode: Episode, encoder: Encoder, sim: KitchenSim, rollouts: Rollouts) -> dict:
-    """One planned episode: whether it was solved, its curves and where the time went."""
-    judge, landmarks = begin(sim, episode, encoder.embed)
-    view = NOT_DRAWN if judge is None else episode.camera
-    drawn = {"last": HORIZON, "difference": HORIZON - 1, "sum": 1}[episode.score]
-    header = [list(VIEWS).index(view), drawn]
-    unit = episode.smoothness * (abs(sim.reward()) if judge is None else judge.first)
-    workers = max(1, len(rollouts._workers))
-    clock = dict.fromkeys(("rollouts", "rendering"), 0.0)
-
-    def evaluate(state: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        began = time.perf_counter()
-        records = rollouts(np.concatenate([header, state]), actions)
-        clock["rollouts"] += time.perf_counter() - began
-        clock["rendering"] += records["seconds"].sum() / workers
-        if episode.score == "difference":
-            records = records[:, -2:]
-        values = records["reward"] if judge is None else judge(records["frames"])
-        jerks = np.square(np.diff(actions, axis=1)).mean((1, 2))
-        return score(values, episode.score) - unit * jerks
-
-    planner = MPPI(9, horizon=HORIZON, trajectories=episode.trajectories, seed=episode.seed)
-    curve, rewards, solved, planning = [], [], [], 0.0
-    while len(solved) < STEPS[episode.setting]:
-        began = time.perf_counter()
-        action = planner.plan(partial(evaluate, sim.get_state()))
-        planning += time.perf_counter() - began
-        _, reward, success = sim.step(action.astype(np.float32))
-        rewards.append(reward)
-        solved.append(success)
-        if judge is not None:
-            spent = judge.seconds
-            frames = np.stack([sim.render(camera) for camera in VIEWS[view]])
-            curve.append(-float(judge(frames)))
-            judge.seconds = spent  # the curve is no part of planning
-        if len(solved) >= HOLD and all(solved[-HOLD:]):
-            break
-    steps = len(solved)
-    return episode._asdict() | {
-        "weights": encoder.weights,
-        "success": solved[-1],
-        "touched": any(solved),
-        "steps": steps,
-        "joint_error": sim.joint_error(),
-        "first_distance": None if judge is None else judge.first,
-        **{name: None if np.isnan(v) else v for name, v in landmarks._asdict().items()},
-        "distance": [round(d, 4) for d in curve],
-        "reward": [round(r, 4) for r in rewards],
-        "seconds_per_step": planning / steps,
-        "split": {
-            "physics": (clock["rollouts"] - clock["rendering"]) / steps,
-            "rendering": clock["rendering"] / steps,
-            "embedding": 0.0 if judge is None else judge.seconds / steps,
-        },
-    }
-
-
-# -- all of them -----------------------------------------------------------------------------------
+# -- encoders --------------------------------------------------------------------------------------
 
 
 def open_encoders(entries: list[str], blur: float = 0.0) -> dict[str, Encoder]:
     """Name -> encoder, in the order given."""
     opened: dict[str, Encoder] = {}
     for entry in entries:
-        name, given, what = entry.partition("=")
-        what = (what or "bundled") if given else name
+        name, what = split_entry(entry)
         if what == STATE:
             opened[STATE] = Encoder(None)
         elif what == "pixels":
@@ -311,6 +91,13 @@ def open_encoders(entries: list[str], blur: float = 0.0) -> dict[str, Encoder]:
                 continue
             opened[name] = Encoder(embed, digest(embed))
     return opened
+
+
+def split_entry(entry: str) -> tuple[str, str]:
+    """Name and what it is, of --encoder; the true reward has one name."""
+    name, given, what = entry.partition("=")
+    what = (what or "bundled") if given else name
+    return (STATE if what == STATE else name), what
 
 
 def open_network(what: str) -> VIPEncoder:
@@ -350,7 +137,7 @@ def wanted(args: argparse.Namespace, encoders: dict[str, Encoder]) -> list[Episo
         range(args.seeds), args.tasks, args.setting, args.trajectories, encoders.items()
     ):
         played = Episode(name, setting, task, CAMERAS[0], seed, count, args.score, 1)
-        played = played._replace(smoothness=args.smoothness)
+        played = played._replace(smoothness=args.smoothness, max_steps=args.max_steps)
         if encoder.embed is None:  # sees no camera: one episode is all three
             episodes.append(played)
         else:
@@ -372,6 +159,68 @@ def check_weights(done: dict[Episode, dict], encoders: dict[str, Encoder], path:
             )
 
 
+class Player:
+    """Plays episodes in this process; those of one task after each other share their simulators."""
+
+    def __init__(self, encoders: dict[str, Encoder]) -> None:
+        self.encoders = encoders
+        self.of: tuple[str, int] | None = None
+        self.sims: tuple[KitchenSim, ...] = ()
+
+    def __call__(self, episode: Episode) -> dict:
+        if self.of != (episode.task, episode.image_size):
+            self.close()
+            self.of = episode.task, episode.image_size
+            self.sims = tuple(
+                sim(episode.task, image_size=episode.image_size)
+                for sim in (KitchenSim, PlanningSim)
+            )
+        return play(episode, self.encoders[episode.row], *self.sims)
+
+    def close(self) -> None:
+        for sim in self.sims:
+            sim.close()
+
+
+_player: Player
+"""Of a worker process."""
+
+
+def _start_worker(entries: list[str], blur: float, threads: int) -> None:
+    global _player
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(threads)
+    _player = Player(open_encoders(entries, blur))
+
+
+def _play(episode: Episode) -> dict:
+    return _player(episode)
+
+
+def results_of(
+    todo: list[Episode], encoders: dict[str, Encoder], args: argparse.Namespace
+) -> Iterator[dict]:
+    """Plays episodes, so many at a time, and yields each as it ends."""
+    if args.processes == 0:
+        player = Player(encoders)
+        yield from map(player, todo)
+        player.close()
+        return
+    entries = [entry for entry in args.encoder if split_entry(entry)[0] in encoders]
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(
+        args.processes,
+        multiprocessing.get_context("spawn"),  # a fork would share the renderer's context
+        _start_worker,
+        (entries, args.blur, max(1, cores // args.processes)),
+    ) as pool:
+        try:
+            for future in as_completed([pool.submit(_play, episode) for episode in todo]):
+                yield future.result()
+        finally:  # interrupted, or an episode failed: the others are not begun
+            pool.shutdown(cancel_futures=True)
+
+
 def run(args: argparse.Namespace) -> None:
     """Plays what is not finished yet."""
     encoders, path = open_encoders(args.encoder, args.blur), args.out / "episodes.jsonl"
@@ -381,116 +230,20 @@ def run(args: argparse.Namespace) -> None:
     todo = [episode for episode in episodes if episode not in done]
     if len(todo) < len(episodes):
         print(f"{len(episodes) - len(todo)} of {len(episodes)} are in {path}", file=sys.stderr)
+    if not todo:
+        return
     if path.exists() and not path.read_text().endswith("\n"):
         path.write_text("".join(f"{json.dumps(r)}\n" for r in done.values()))
-    by_task = [(task, list(group)) for task, group in groupby(todo, lambda episode: episode.task)]
+    played_by = {"command": args.command, "date": about()["date"]}
     with open(path, "a") as out, tqdm(total=len(todo), unit="episode") as bar:
-        for task, group in by_task:
-            make_sim = partial(CandidateSim, task, image_size=args.image_size)
-            every = args.score != "last"
-            with (
-                closing(KitchenSim(task, image_size=args.image_size)) as sim,
-                Rollouts(make_sim, seen, every=every, processes=args.processes) as rollouts,
-            ):
-                for episode in group:
-                    result = play(episode, encoders[episode.row], sim, rollouts)
-                    out.write(json.dumps(result) + "\n")
-                    out.flush()
-                    bar.update()
-                    bar.set_postfix_str(
-                        f"{episode.row} {episode.task} {episode.camera}: "
-                        f"{'solved' if result['success'] else 'not solved'} in {result['steps']}"
-                    )
-
-
-# -- report ----------------------------------------------------------------------------------------
-
-Groups = dict[tuple[str, int, str], list[dict]]
-"""(setting, trajectories, variant) -> results."""
-
-
-def mean_by(group: list[dict], *keys: str, of: str = "success") -> dict[tuple, float]:
-    """Mean of ``of`` over all results that agree in ``keys``."""
-    cells = defaultdict(list)
-    for result in group:
-        cells[tuple(result[key] for key in keys)].append(result[of])
-    return {cell: float(np.mean(values)) for cell, values in cells.items()}
-
-
-def rate(group: list[dict]) -> tuple[float, float, float]:
-    """Success over all tasks and its interval over tasks: three cameras of one are not independent."""
-    return bootstrap(list(mean_by(group, "task").values()))
-
-
-def percent(mean: float, low: float, high: float) -> str:
-    return f"{mean:.0%} [{low:.0%}, {high:.0%}]"
-
-
-def curves(group: list[dict]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Distance and true reward of each episode that is long enough to say something."""
-    return [
-        (np.array(r["distance"]), np.array(r["reward"])) for r in group if len(r["distance"]) > 2
-    ]
-
-
-def fit(group: list[dict]) -> float:
-    return float(np.mean([r_squared(-d, reward) for d, reward in curves(group)] or [np.nan]))
-
-
-def main_table(groups: Groups) -> list[str]:
-    columns = (
-        "setting|trajectories|encoder|episodes|success|touched|joint error|distance left|cheated|"
-        "decoyed|R²|order|s a step|physics|rendering|embedding"
-    ).split("|")
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for (setting, count, name), group in sorted(groups.items()):
-        left = [r["distance"][-1] / r["first_distance"] for r in group if r.get("first_distance")]
-        lost = [r for r in group if not r["success"] and r.get("near")]
-        order = [voc(d) for d, _ in curves(group)]
-        decoyed = [r["decoyed"] for r in group if r.get("decoyed") is not None]
-        cells = [
-            setting, count, name, len(group), percent(*rate(group)),
-            f"{np.mean([r.get('touched', r['success']) for r in group]):.0%}",
-            f"{np.mean([r['joint_error'] for r in group]):.2f}",
-            f"{np.mean(left):.2f}" if left else "–",
-            f"{np.mean([r['distance'][-1] < r['near'] for r in lost]):.0%}" if lost else "–",
-            f"{np.mean(decoyed):.0%}" if decoyed else "–",
-            f"{fit(group):.2f}" if order else "–",
-            f"{np.mean(order):.2f}" if order else "–",
-            f"{np.median([r['seconds_per_step'] for r in group]):.2f}",
-            *(f"{np.median([r['split'][part] for r in group]):.2f}" for part in columns[-3:]),
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return lines
-
-
-def task_table(group: list[dict]) -> list[str]:
-    """Success and R² of every task and camera."""
-    cells, cameras = mean_by(group, "task", "camera"), sorted({r["camera"] for r in group})
-    lines = ["| task | " + " | ".join(cameras) + " |", "|---" * (1 + len(cameras)) + "|"]
-    for task in sorted({r["task"] for r in group}):
-        texts = []
-        for camera in cameras:
-            played = [r for r in group if (r["task"], r["camera"]) == (task, camera)]
-            known = played and curves(played)
-            r2 = f" (R² {fit(played):.2f})" if known else ""
-            texts.append(f"{cells[task, camera]:.0%}{r2}" if played else "–")
-        lines.append(f"| {task} | " + " | ".join(texts) + " |")
-    means = mean_by(group, "camera")
-    return [*lines, "| mean | " + " | ".join(f"{means[c,]:.0%}" for c in cameras) + " |"]
-
-
-def differences(groups: Groups, first: str) -> list[str]:
-    """What the first encoder solves more than each other, paired by task."""
-    lines = []
-    for (setting, count, name), group in sorted(groups.items()):
-        ours = mean_by(groups.get((setting, count, first), []), "task")
-        theirs = mean_by(group, "task")
-        shared = sorted(ours.keys() & theirs.keys())
-        if name != first and shared:
-            gain = percent(*bootstrap([ours[t] - theirs[t] for t in shared]))
-            lines.append(f"- {setting}, {count} trajectories, {first} minus {name}: {gain}")
-    return lines
+        for result in results_of(todo, encoders, args):
+            out.write(json.dumps(result | {"played_by": played_by}) + "\n")
+            out.flush()
+            bar.update()
+            bar.set_postfix_str(
+                f"{result['row']} {result['task']} {result['camera']}: "
+                f"{'solved' if result['success'] else 'not solved'} in {result['steps']}"
+            )
 
 
 def report(args: argparse.Namespace) -> None:
@@ -498,125 +251,41 @@ def report(args: argparse.Namespace) -> None:
     done = finished(args.out / "episodes.jsonl")
     if not done:
         sys.exit(f"{args.out}/episodes.jsonl has no finished episode")
+    results = [done[episode] for episode in sorted(done)]
     groups: Groups = defaultdict(list)
-    for episode, result in done.items():
-        groups[episode.setting, episode.trajectories, episode.variant()].append(result)
-    first = next((name for entry in args.encoder if (name := name_of(entry))), "")
+    for episode in sorted(done):
+        groups[episode.setting, episode.trajectories, episode.variant()].append(done[episode])
+    first = next((n for n, what in map(split_entry, args.encoder) if what != STATE), "")
     lines = [
         "# FrankaKitchen: 12 tasks x 3 cameras, planned to a goal image",
         "",
-        "Success with its 95 % bootstrap interval over tasks, the mean of cameras and seeds each. "
-        "touched: solved at any step. joint error: of the task's joint at the end, in parts of its "
-        "range. distance left: at the end, in parts of the first one. cheated: share of the failures "
-        "that end nearer to the goal than other successes do. decoyed: share of the demonstration's way "
-        "that looks farther from the goal than the arm at the goal with nothing else moved. R²: of the "
-        "distance with the state's true reward along what was done. order: rank correlation of time with "
-        "minus the distance. "
-        "Seconds of a planning step are medians.",
-        "",
-        *main_table(groups),
-        "",
-        *differences(groups, first),
+        *table(groups, first),
     ]
     for (setting, count, name), group in sorted(groups.items()):
         if first and f"{name},".startswith(f"{first},"):
             lines += ["", f"## {name}, {setting}, {count} trajectories", "", *task_table(group)]
-    lines += ["", f"![success]({args.name}.png)", "", in_words(about()), ""]
+    commands = sorted({(r["date"], r["command"]) for e in results if (r := e.get("played_by"))})
+    lines += ["", f"![success]({args.name}.png)", "", "Played by", ""]
+    lines += [f"- `{command}`, {date}" for date, command in commands]
+    lines += ["", f"Drawn by {in_words(about())}", ""]
     args.results.mkdir(parents=True, exist_ok=True)
     (args.results / f"{args.name}.md").write_text("\n".join(lines))
     (args.results / f"{args.name}.json").write_text(
-        json.dumps({"about": about(), "episodes": list(done.values())}) + "\n"
+        json.dumps({"about": about(), "episodes": results}) + "\n"
     )
     plot(groups, args.results / f"{args.name}.png")
     print("\n".join(lines))
 
 
-def name_of(entry: str) -> str:
-    """Of an --encoder that a report can be about; nothing for the true reward."""
-    name, _, what = entry.partition("=")
-    return "" if STATE in (name, what) else name
-
-
-# -- picture ---------------------------------------------------------------------------------------
-
-
-def plot(groups: Groups, path: Path) -> None:
-    """Success overall, by camera and by task, as in the paper's Figure 4; and against the budget."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    settings = sorted({setting for setting, _, _ in groups})
-    budgets = sorted({count for _, count, _ in groups})
-    names = sorted({name for _, _, name in groups}, key=lambda n: (n != STATE, n))
-    colours = dict(zip(names, (f"C{i % 10}" for i in range(len(names))), strict=True))
-    usual = 32 if 32 in budgets else budgets[0]
-    rows = len(settings) + (len(budgets) > 1)
-    figure, axes = plt.subplots(
-        rows, 2, figsize=(13, 3.6 * rows),
-        width_ratios=[1, 1.8], squeeze=False, layout="constrained",
-    )  # fmt: skip
-    for (overall, tasks), setting in zip(axes, settings, strict=False):
-        chosen = {n: groups[setting, usual, n] for n in names if (setting, usual, n) in groups}
-        bars(overall, chosen, "camera", colours)
-        bars(tasks, chosen, "task", colours)
-        overall.set_title(f"{setting}, {usual} trajectories: all tasks, by camera")
-        tasks.set_title("by task")
-        tasks.legend(fontsize=7, loc="upper right")
-    if len(budgets) > 1:
-        against_budget(axes[-1], groups, budgets, names, colours)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
-
-
-def bars(axis, chosen: dict[str, list[dict]], key: str, colours: dict[str, str]) -> None:
-    """A group of bars for all, if they are cameras, and one for each value of ``key``."""
-    values = sorted({r[key] for n, group in chosen.items() for r in group if n != STATE})
-    values = values or sorted({r[key] for group in chosen.values() for r in group})
-    ticks = [*(["all"] if key == "camera" else []), *values]
-    width = 0.8 / max(len(chosen), 1)
-    for i, (name, group) in enumerate(chosen.items()):
-        means = mean_by(group, key)
-        for x, tick in enumerate(ticks):
-            place = x - 0.4 + (i + 0.5) * width
-            label = name if x == 0 else None
-            if tick == "all":
-                mean, low, high = rate(group)
-                error = [[mean - low], [high - mean]]
-                axis.bar(
-                    place, mean, width, yerr=error, capsize=3, color=colours[name], label=label
-                )
-            elif (tick,) in means and not (name == STATE and key == "camera"):
-                axis.bar(place, means[tick,], width, color=colours[name], label=label)
-    axis.set_xticks(range(len(ticks)), ticks, rotation=20, fontsize=8)
-    axis.set(ylabel="success", ylim=(0, 1.02))
-
-
-def against_budget(
-    axes, groups: Groups, budgets: list[int], names: list[str], colours: dict[str, str]
-) -> None:
-    """Success and distance left: where one falls and the other does not rise, the reward is cheated."""
-    setting = min(setting for setting, _, _ in groups)
-    for name in names:
-        known = [c for c in budgets if (setting, c, name) in groups]
-        played = [groups[setting, c, name] for c in known]
-        if not played:
-            continue
-        look = {"marker": "o", "color": colours[name], "label": name}
-        axes[0].plot(known, [rate(group)[0] for group in played], **look)
-        left = [
-            [r["distance"][-1] / r["first_distance"] for r in group if r.get("first_distance")]
-            for group in played
-        ]
-        if all(left):
-            axes[1].plot(known, [np.mean(values) for values in left], **look)
-    axes[0].set(title=f"{setting}: success", ylim=(0, 1.02))
-    axes[1].set(title="distance left at the end, in parts of the first", ylim=(0, None))
-    for axis in axes:
-        axis.set(xscale="log", xlabel="trajectories")
-        axis.set_xticks(budgets, [str(c) for c in budgets])
-    axes[0].legend(fontsize=7)
+def command(arguments: list[str]) -> str:
+    """As it was typed, but for where this machine keeps the results."""
+    kept, skip = [], False
+    for argument in arguments:
+        place = argument.split("=")[0] in ("--out", "--results")
+        if not place and not skip:
+            kept.append(argument)
+        skip = place and "=" not in argument
+    return shlex.join(["python", "benchmarks/kitchen36.py", *kept])
 
 
 def parse_args(arguments: list[str] | None) -> argparse.Namespace:
@@ -633,7 +302,7 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         help="candidates a step; several are a sweep (32)",
     )  # fmt: skip
     parser.add_argument(
-        "--score", choices=("last", "sum", "difference"), default="last",
+        "--score", choices=SCORES, default="last",
         help="of a trajectory: minus its last distance, minus the sum of all, its last reward",
     )  # fmt: skip
     parser.add_argument("--goals", type=int, default=1, help="goal images, averaged (%(default)s)")
@@ -648,13 +317,16 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--image-size", type=int, default=160, help="pixels (%(default)s)")
     parser.add_argument(
-        "--processes", type=int, default=len(os.sched_getaffinity(0)), help="(one a core)"
-    )
+        "--processes", type=int, default=len(os.sched_getaffinity(0)),
+        help="episodes at a time, one a core; 0: one, in this process",
+    )  # fmt: skip
+    parser.add_argument("--max-steps", type=int, default=0, metavar="N", help="(50 easy, 100 hard)")
     parser.add_argument("--report", action="store_true", help="play nothing")
     parser.add_argument("--out", type=Path, default=Path("kitchen36"), help="folder of episodes")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of tables")
     parser.add_argument("--name", default="kitchen36", help="name of the result files")
     args = parser.parse_args(arguments)
+    args.command = command(sys.argv[1:] if arguments is None else arguments)
     args.encoder = args.encoder or [BUNDLED]
     if unknown := set(args.tasks) - set(list_tasks()):
         parser.error(f"unknown tasks {sorted(unknown)}; choose from {list_tasks()}")

@@ -1,15 +1,16 @@
 """The kitchen benchmark and the planning example: they play, resume, and do not depend on processes."""
 
+import functools
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-from torchrl_vip.planning import rollout
 
 pytest.importorskip("gymnasium_robotics", reason='pip install "torchrl-vip[robotics]"')
 
@@ -17,11 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import kitchen36  # noqa: E402
+import kitchen36_episode as one  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch) -> None:
-    monkeypatch.setattr(kitchen36, "STEPS", {"easy": 2, "hard": 2})
+    monkeypatch.setattr(one, "STEPS", {"easy": 2, "hard": 2})
 
 
 def arguments(out: Path, *more: str) -> list[str]:
@@ -39,6 +41,11 @@ def played(episode: dict) -> tuple:
 
 def test_episodes_are_played_once_and_reported(tmp_path, capsys) -> None:
     kitchen36.main(arguments(tmp_path, "--encoder", "state"))
+    assert (
+        "- `python benchmarks/kitchen36.py --encoder pixels"
+        in (tmp_path / "kitchen36.md").read_text()
+    )
+    assert str(tmp_path) not in (tmp_path / "episodes.jsonl").read_text()
     first = episodes(tmp_path)
     assert [e["row"] for e in first] == ["pixels", "state"]
     assert len(first[0]["distance"]) == len(first[0]["reward"]) == 2 and not first[1]["distance"]
@@ -69,9 +76,9 @@ def test_several_cameras_are_one_score(tmp_path) -> None:
 
 def test_scores_by_hand() -> None:
     values = np.array([[-5.0, -4.0, -1.0], [-5.0, -3.0, -2.0]])
-    np.testing.assert_array_equal(kitchen36.score(values[:, -1], "last"), [-1, -2])
-    np.testing.assert_array_equal(kitchen36.score(values, "sum"), [-10, -10])
-    np.testing.assert_array_equal(kitchen36.score(values, "difference"), [3, 1])
+    np.testing.assert_array_equal(one.score(values[:, -1], "last"), [-1, -2])
+    np.testing.assert_array_equal(one.score(values, "sum"), [-10, -10])
+    np.testing.assert_array_equal(one.score(values, "difference"), [3, 1])
 
 
 def test_a_judge_by_hand() -> None:
@@ -81,57 +88,58 @@ def test_a_judge_by_hand() -> None:
     def frames(*values: int) -> np.ndarray:
         return np.stack([np.full((4, 4, 3), value, np.uint8) for value in values])
 
-    one = kitchen36.Judge(brightness, np.stack([frames(10), frames(20)]), frames(65))
-    assert one.first == 50 and one(np.stack([frames(5), frames(15)])) == pytest.approx([-10, 0])
-    two = kitchen36.Judge(brightness, frames(10, 100)[None], frames(60, 110))
+    single = one.Judge(brightness, np.stack([frames(10), frames(20)]), frames(65))
+    assert single.first == 50
+    assert single(np.stack([frames(5), frames(15)])) == pytest.approx([-10, 0])
+    two = one.Judge(brightness, frames(10, 100)[None], frames(60, 110))
     assert two.first == 1 and float(two(frames(35, 105))) == pytest.approx(-0.5)
 
 
 @pytest.mark.parametrize("setting", ["easy", "hard"])
 def test_a_decoy_fools_who_sees_the_arm_only(setting, monkeypatch) -> None:
     arm, objects = slice(0, 7), slice(9, 23)
-    sim = kitchen36.KitchenSim("light_on", image_size=16)
-    episode = kitchen36.Episode("all", setting, "light_on", "left_cam", 0, 32, "last", 1)
+    sim = one.KitchenSim("light_on", image_size=16)
+    episode = one.Episode("all", setting, "light_on", "left_cam", 0, 32, "last", 1)
     decoyed = {}
     for part in (arm, objects):
 
         def positions(_, qpos, cameras, part=part):
             return np.tile(qpos[:, None, None, None, part], (1, len(cameras), 1, 1, 1))
 
-        monkeypatch.setattr(kitchen36, "pictures", positions)
-        _, landmarks = kitchen36.begin(sim, episode, lambda frames: frames.flatten(1))
+        monkeypatch.setattr(one, "pictures", positions)
+        _, landmarks = one.begin(sim, episode, lambda frames: frames.flatten(1))
         decoyed[part.start] = landmarks.decoyed
     sim.close()
-    states = len(kitchen36.demonstrations("light_on")[0].qpos) - 12 * (setting == "easy")
+    states = len(one.demonstrations("light_on")[0].qpos) - 12 * (setting == "easy")
     assert decoyed[arm.start] == pytest.approx(1 - 1 / states)  # the goal itself is not farther
     assert decoyed[objects.start] < 0.2  # the decoy's objects are those of the start, the farthest
 
 
-def test_workers_draw_what_is_asked_for() -> None:
-    sim = kitchen36.CandidateSim("light_on", image_size=16)
-    sim.reset(0)
-    state = sim.get_state()
-
-    def records(view: str, first: int) -> np.ndarray:
-        header = [list(kitchen36.VIEWS).index(view), first]
-        state_ahead = np.concatenate([header, state])
-        return rollout(sim, state_ahead, np.zeros((1, 3, 9)), kitchen36.seen, every=True)[0]
-
-    assert records("none", 1)["frames"].shape == (3, 0, 16, 16, 3)
-    frames = records("summed", 2)["frames"]
-    assert frames.shape == (3, 3, 16, 16, 3) and not frames[0].any()
-    left = records("left_cam", 3)
-    np.testing.assert_array_equal(left["frames"][2, 0], frames[2, 1])
-    assert not left["frames"][:2].any() and (left["reward"] < 0).all()
-    sim.close()
+@pytest.mark.slow
+def test_processes_change_nothing(tmp_path) -> None:
+    more = "--encoder state --cameras left_cam right_cam --max-steps 2 --processes".split()
+    for count in "012":
+        kitchen36.main(arguments(tmp_path / count, *more, count))
+    none, one, two = (
+        {(e["row"], e["camera"]): played(e) for e in episodes(tmp_path / count)} for count in "012"
+    )
+    assert len(none) == 3 and none == one == two
+    assert "state, 2 steps at most" in (tmp_path / "2" / "kitchen36.md").read_text()
 
 
 @pytest.mark.slow
-def test_processes_change_nothing(tmp_path) -> None:
-    for count in "012":
-        kitchen36.main(arguments(tmp_path / count, "--encoder", "state", "--processes", count))
-    none, one, two = ([played(e) for e in episodes(tmp_path / count)] for count in "012")
-    assert none == one == two
+def test_a_dead_worker_is_an_error_and_nothing_is_lost(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(kitchen36, "_play", functools.partial(die_at, "right_cam"))
+    more = "--cameras left_cam right_cam --max-steps 1 --processes 1".split()
+    with pytest.raises(BrokenProcessPool):
+        kitchen36.main(arguments(tmp_path, *more))
+    assert [e["camera"] for e in episodes(tmp_path)] == ["left_cam"]
+
+
+def die_at(camera: str, episode: tuple) -> dict:
+    if episode.camera == camera:
+        os._exit(1)
+    return kitchen36._player(episode)
 
 
 @pytest.mark.slow
@@ -142,7 +150,7 @@ def test_score_forms(tmp_path) -> None:
 
 
 def test_other_weights_under_one_name_are_refused(tmp_path) -> None:
-    episode = kitchen36.Episode("ours", "easy", "light_on", "left_cam", 0, 32, "last", 1)
+    episode = one.Episode("ours", "easy", "light_on", "left_cam", 0, 32, "last", 1)
     line = json.dumps(episode._asdict() | {"weights": "00000000"})
     (tmp_path / "episodes.jsonl").write_text(line + "\n")
     with pytest.raises(SystemExit, match="episodes of 'ours' with other weights"):

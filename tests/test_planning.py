@@ -75,9 +75,9 @@ def test_planners_find_the_linear_quadratic_optimum(planner, within: float) -> N
     sim, start = PointMass(), np.array([0.25, 0.0])
     best, total = optimum(start)
     assert np.abs(best).max() < 1  # the bounds play no part
-    rollouts = Rollouts(PointMass, last_reward, every=True)
+    rollouts = Rollouts(PointMass, last_reward, last=HORIZON)
     mean = planner.improve(lambda actions: rollouts(start, actions).sum(1))
-    reached = rollout(sim, start, mean[None], every=True).sum()
+    reached = rollout(sim, start, mean[None], last=HORIZON).sum()
     assert total * (1 + within) <= reached <= total + 1e-12
     assert np.abs(mean - best)[:3].max() < 0.1
 
@@ -143,9 +143,14 @@ def test_scores_are_checked() -> None:
 def test_processes_change_nothing() -> None:
     state = np.array([0.5, -0.1])
     actions = np.random.default_rng(0).uniform(-1, 1, (5, 3, 1))
-    here = Rollouts(PointMass, every=True)(state, actions)
-    assert here.shape == (5, 3)
-    with Rollouts(PointMass, every=True, processes=2) as rollouts:
+    every = Rollouts(PointMass, last=3)(state, actions)
+    here = Rollouts(PointMass, last=2)(state, actions)
+    assert here.shape == (5, 2)
+    np.testing.assert_array_equal(here, every[:, 1:])
+    np.testing.assert_array_equal(Rollouts(PointMass)(state, actions), every[:, 2])
+    with pytest.raises(ValueError, match="last is 4; wanted 1 to 3"):
+        Rollouts(PointMass, last=4)(state, actions)
+    with Rollouts(PointMass, last=2, processes=2) as rollouts:
         for _ in range(2):  # the workers stay
             np.testing.assert_array_equal(rollouts(state, actions), here)
         np.testing.assert_array_equal(rollouts(state, actions[:1]), here[:1])  # one has no work

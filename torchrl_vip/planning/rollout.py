@@ -1,7 +1,7 @@
 """Runs candidate action sequences from one saved simulator state, here or in worker processes.
 
 Shapes: actions [N, H, A]; what is observed is stacked to [N, ...] after each candidate's last step,
-or to [N, H, ...] after every step. A simulator is a
+or to [N, L, ...] after each of its last L. A simulator is a
 :class:`~torchrl_vip.envs.simulator.Simulator` with ``get_state()`` and ``set_state(state)``.
 """
 
@@ -34,23 +34,31 @@ def rollout(
     state: np.ndarray,
     actions: np.ndarray,
     observe: Observe = last_reward,
-    every: bool = False,
+    last: int = 1,
 ) -> np.ndarray:
     """Runs each of ``actions`` [N, H, A] from ``state`` and returns what ``observe`` saw.
 
+    Args:
+        last: after how many of the last steps to look.
+
     Returns:
-        [N, ...] after the last step, or [N, H, ...] with ``every``. ``sim`` is left where the last
-        candidate ended.
+        [N, ...] after the last step, or [N, last, ...] if there are several. ``sim`` is left where
+        the last candidate ended.
+
+    Raises:
+        ValueError: ``last`` is not from 1 to H.
     """
+    if not 1 <= last <= actions.shape[1]:
+        raise ValueError(f"last is {last}; wanted 1 to {actions.shape[1]}, the candidates' steps")
     seen = []
     for sequence in actions:
         sim.set_state(state)
         steps = []
         for t, action in enumerate(sequence):
             _, reward, _ = sim.step(action)
-            if every or t == len(sequence) - 1:
+            if t >= len(sequence) - last:
                 steps.append(observe(sim, reward))
-        seen.append(np.stack(steps) if every else np.asarray(steps[0]))
+        seen.append(np.stack(steps) if last > 1 else np.asarray(steps[0]))
     return np.stack(seen)
 
 
@@ -60,7 +68,7 @@ class Rollouts:
     Args:
         make_sim: makes a simulator; picklable if there are processes.
         observe: what to look at; picklable too.
-        every: after every step, not only the last.
+        last: after how many of the last steps, see :func:`rollout`.
         processes: workers with one simulator each, kept until :meth:`close`; 0 runs here.
 
     Example:
@@ -73,16 +81,16 @@ class Rollouts:
         make_sim: Callable[[], Simulator],
         observe: Observe = last_reward,
         *,
-        every: bool = False,
+        last: int = 1,
         processes: int = 0,
     ) -> None:
-        self.observe, self.every = observe, every
+        self.observe, self.last = observe, last
         self.sim = make_sim() if processes == 0 else None
         context = multiprocessing.get_context("spawn")  # a fork would share the renderer's context
         self._workers, self._pipes = [], []
         for _ in range(processes):
             pipe, other = context.Pipe()
-            job = (other, make_sim, observe, every)
+            job = (other, make_sim, observe, last)
             worker = context.Process(target=_work, args=job, daemon=True)
             worker.start()
             other.close()  # so that a worker's death is the end of its pipe
@@ -92,13 +100,13 @@ class Rollouts:
             self._receive(pipe)  # its simulator is up
 
     def __call__(self, state: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """What was seen, [N, ...] or [N, H, ...]; see :func:`rollout`.
+        """What was seen, [N, ...] or [N, last, ...]; see :func:`rollout`.
 
         Raises:
             RuntimeError: a worker died; what it raised itself is raised here as it was.
         """
         if self.sim is not None:
-            return rollout(self.sim, state, actions, self.observe, self.every)
+            return rollout(self.sim, state, actions, self.observe, self.last)
         shares = np.array_split(actions, len(self._pipes))
         busy = [(pipe, s) for pipe, s in zip(self._pipes, shares, strict=True) if len(s)]
         for pipe, share in busy:
@@ -136,12 +144,12 @@ class Rollouts:
         self.close()
 
 
-def _work(pipe: Any, make_sim: Callable[[], Simulator], observe: Observe, every: bool) -> None:
+def _work(pipe: Any, make_sim: Callable[[], Simulator], observe: Observe, last: int) -> None:
     try:
         sim = make_sim()
         pipe.send(None)
         while True:
-            pipe.send(rollout(sim, *pipe.recv(), observe, every))
+            pipe.send(rollout(sim, *pipe.recv(), observe, last))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         pass  # no more work
     except Exception as error:  # goes to the caller, who raises it

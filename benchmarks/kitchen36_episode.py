@@ -1,0 +1,207 @@
+"""One episode of kitchen36.py: its start and goal, the planner's judge, and what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchrl_vip.envs.kitchen import CAMERAS, KitchenSim, demonstrations
+from torchrl_vip.planning import MPPI, rollout
+from torchrl_vip.planning.demonstrate import PlanningSim
+
+SUMMED = "summed"
+STEPS = {"easy": 50, "hard": 100}
+EASY_START = 20  # state of the demonstration, or 2/5 of it
+HORIZON = 12
+SCORES = {"last": 1, "difference": 2, "sum": HORIZON}
+"""What a trajectory is judged by, and how many of its last steps have to be drawn for that."""
+HOLD = 5  # steps that a solved state must last to end the episode
+VIEWS = {**{camera: (camera,) for camera in CAMERAS}, SUMMED: CAMERAS}
+Embed = Callable[[Tensor], Tensor]
+
+
+class Episode(NamedTuple):
+    """What tells one episode from all others; ``row`` is the encoder's name."""
+
+    row: str
+    setting: str
+    task: str
+    camera: str
+    seed: int
+    trajectories: int
+    score: str
+    goals: int
+    smoothness: float = 0.0
+    image_size: int = 160
+    blur: float = 0.0
+    max_steps: int = 0  # 0: the setting's
+
+    def variant(self) -> str:
+        """The encoder's name, and what is not as in the paper."""
+        scores = {"sum": ["sum of distances"], "difference": ["last reward"]}
+        return ", ".join(
+            [self.row]
+            + scores.get(self.score, [])
+            + [f"mean of {self.goals} goals"] * (self.goals != 1)
+            + ["cameras summed"] * (self.camera == SUMMED)
+            + [f"smoothness {self.smoothness:g}"] * (self.smoothness != 0)
+            + [f"drawn at {self.image_size}²"] * (self.image_size != 160)
+            + [f"blurred by {self.blur:g}"] * (self.blur != 0)
+            + [f"{self.max_steps} steps at most"] * (self.max_steps != 0)
+        )
+
+
+class Encoder(NamedTuple):
+    """An embedding, None for the true reward, and a digest of its weights."""
+
+    embed: Embed | None
+    weights: str = ""
+
+
+class Judge:
+    """Minus the distance of frames [*N, C, H, W, 3] to the goal, [*N]. One camera's is in embedding
+    units; several are averaged in parts of what each was at the start.
+
+    Args:
+        goals: frames [G, C, H, W, 3]; their embeddings are averaged.
+        start: first frames [C, H, W, 3].
+    """
+
+    def __init__(self, embed: Embed, goals: np.ndarray, start: np.ndarray) -> None:
+        self.embed, self.seconds, self.unit = embed, 0.0, 1.0
+        self.z_goal = self.embedded(goals).mean(0)
+        if len(start) > 1:
+            self.unit = (self.embedded(start) - self.z_goal).norm(dim=-1) * len(start)
+        self.first = -float(self(start))
+        self.seconds = 0.0
+
+    @torch.no_grad()
+    def embedded(self, frames: np.ndarray) -> Tensor:
+        """uint8 [*N, H, W, 3] to float32 [*N, D]."""
+        images = torch.from_numpy(frames.reshape(-1, *frames.shape[-3:])).permute(0, 3, 1, 2)
+        return self.embed(images).float().reshape(*frames.shape[:-3], -1)
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        began = time.perf_counter()
+        distance = (self.embedded(frames) - self.z_goal).norm(dim=-1) / self.unit
+        self.seconds += time.perf_counter() - began
+        return -distance.sum(-1).numpy()
+
+
+def pictures(sim: KitchenSim, qpos: np.ndarray, cameras: Iterable[str]) -> np.ndarray:
+    """What each camera sees at positions [T, 30]: uint8 [T, C, H, W, 3]."""
+    frames = []
+    for camera in cameras:
+        sim.camera = sim.find_camera(camera)
+        frames.append(sim.replay(qpos).frames)
+    return np.stack(frames, 1)
+
+
+class Landmarks(NamedTuple):
+    """What an episode's goal makes of states that are known beforehand.
+
+    Attributes:
+        near: distance at which other successes end.
+        decoyed: share of the goal's own demonstration, from the start on, that looks farther from
+            the goal than a decoy does: the arm as in the goal, all else as it was at the start.
+    """
+
+    near: float = np.nan
+    decoyed: float = np.nan
+
+
+def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge | None, Landmarks]:
+    """Brings the simulator to the start; returns the judge of its goal, None for the true reward."""
+    solved = demonstrations(episode.task)
+    solved = solved[episode.seed % len(solved) :] + solved[: episode.seed % len(solved)]
+    easy = min(EASY_START, round(0.4 * len(solved[0].actions)))
+    first = easy if episode.setting == "easy" else 0
+    sim.repeat(solved[0], first)
+    if embed is None:
+        return None, Landmarks()
+    here, way = sim.data.qpos.copy(), solved[0].qpos[first:]
+    arm_only = np.concatenate([way[-1][:9], here[9:]])  # the robot's nine joints come first
+    positions = np.stack([here, arm_only, *(d.qpos[-1] for d in solved)])
+    start, decoy, *ends = pictures(sim, positions, VIEWS[episode.camera])
+    judge = Judge(embed, np.stack(ends[: episode.goals]), start)
+    near = -float(judge(np.stack(ends[1:])).mean()) if len(ends) > 1 else np.nan
+    values = judge(pictures(sim, way, VIEWS[episode.camera]))
+    landmarks = Landmarks(near, float((values < judge(decoy)).mean()))
+    judge.seconds = 0.0
+    return judge, landmarks
+
+
+def score(values: np.ndarray, form: str) -> np.ndarray:
+    """Values of states, [N] after the last step or [N, H], to scores of trajectories [N]."""
+    if form == "last":
+        return values
+    return values[:, -1] - values[:, -2] if form == "difference" else values.sum(1)
+
+
+def play(episode: Episode, encoder: Encoder, sim: KitchenSim, candidates: PlanningSim) -> dict:
+    """One planned episode: whether it was solved, its curves and where the time went.
+
+    Args:
+        sim: what acts.
+        candidates: where action sequences are tried.
+    """
+    judge, landmarks = begin(sim, episode, encoder.embed)
+    cameras = () if judge is None else VIEWS[episode.camera]
+    unit = episode.smoothness * (abs(sim.reward()) if judge is None else judge.first)
+    drawn = SCORES[episode.score]
+    clock = dict.fromkeys(("rollouts", "rendering"), 0.0)
+
+    def look(candidate: PlanningSim, _: float) -> float | np.ndarray:
+        if judge is None:
+            return candidate.reward()
+        began = time.perf_counter()
+        frames = np.stack([candidate.render(camera) for camera in cameras])
+        clock["rendering"] += time.perf_counter() - began
+        return frames
+
+    def evaluate(state: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        began = time.perf_counter()
+        seen = rollout(candidates, state, actions, look, last=drawn)
+        clock["rollouts"] += time.perf_counter() - began
+        jerks = np.square(np.diff(actions, axis=1)).mean((1, 2))
+        return score(seen if judge is None else judge(seen), episode.score) - unit * jerks
+
+    planner = MPPI(9, horizon=HORIZON, trajectories=episode.trajectories, seed=episode.seed)
+    curve, rewards, solved, planning = [], [], [], 0.0
+    while len(solved) < (episode.max_steps or STEPS[episode.setting]):
+        began = time.perf_counter()
+        action = planner.plan(partial(evaluate, sim.get_state()))
+        planning += time.perf_counter() - began
+        _, reward, success = sim.step(action.astype(np.float32))
+        rewards.append(reward)
+        solved.append(success)
+        if judge is not None:
+            spent = judge.seconds
+            curve.append(-float(judge(np.stack([sim.render(camera) for camera in cameras]))))
+            judge.seconds = spent  # the curve is no part of planning
+        if len(solved) >= HOLD and all(solved[-HOLD:]):
+            break
+    taken = len(solved)
+    return episode._asdict() | {
+        "weights": encoder.weights,
+        "success": solved[-1],
+        "touched": any(solved),
+        "steps": taken,
+        "joint_error": sim.joint_error(),
+        "first_distance": None if judge is None else judge.first,
+        **{name: None if np.isnan(v) else v for name, v in landmarks._asdict().items()},
+        "distance": [round(d, 4) for d in curve],
+        "reward": [round(r, 4) for r in rewards],
+        "seconds_per_step": planning / taken,
+        "split": {
+            "physics": (clock["rollouts"] - clock["rendering"]) / taken,
+            "rendering": clock["rendering"] / taken,
+            "embedding": 0.0 if judge is None else judge.seconds / taken,
+        },
+    }
