@@ -6,8 +6,9 @@
     python benchmarks/kitchen36.py --cameras-summed --goals 3       # ablations
 
 Every --encoder is NAME=WHAT, or WHAT alone: bundled (or nothing after "="), a checkpoint, official,
-untrained, imagenet (EfficientNet-Lite0's features), head (ImageNet's weights below a random head), pixels,
-or state: the task's true reward, a ceiling. The first one that is not state is compared with the others.
+untrained, imagenet (EfficientNet-Lite0's features), head (ImageNet's weights below a random head), block10
+(one block of them alone), pixels, or state: the task's true reward, a ceiling. The first one that is not
+state is compared with the others.
 Every core plays one episode at a time. Finished ones are in OUT/episodes.jsonl and are not played again;
 a killed run goes on, and --report draws what is there.
 
@@ -57,6 +58,7 @@ from reward_quality import imagenet, raw_pixels, untrained
 from tqdm import tqdm
 
 from torchrl_vip import FrozenEncoder, VIPEncoder, load_vip
+from torchrl_vip.backbones import EfficientNetLite0, load_imagenet
 from torchrl_vip.encoders import native_bfloat16
 from torchrl_vip.envs.kitchen import CAMERAS, KitchenSim, list_tasks
 from torchrl_vip.planning.demonstrate import PlanningSim
@@ -106,6 +108,10 @@ def open_network(what: str) -> VIPEncoder:
         return untrained(load_vip(), 0, imagenet=what == "head")
     if what == "official":
         return load_vip("resnet50", download=True)
+    if (block := what.removeprefix("block")).isdigit():
+        backbone = EfficientNetLite0(tapped=(int(block),))
+        load_imagenet(backbone)
+        return VIPEncoder(backbone, image_size=load_vip().image_size)
     return load_vip(None if what == "bundled" else what)
 
 

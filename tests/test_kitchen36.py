@@ -17,6 +17,7 @@ pytest.importorskip("gymnasium_robotics", reason='pip install "torchrl-vip[robot
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import candidates  # noqa: E402
 import kitchen36  # noqa: E402
 import kitchen36_episode as one  # noqa: E402
 
@@ -163,6 +164,33 @@ def test_an_unknown_encoder_or_task_is_an_error(tmp_path, capsys) -> None:
     with pytest.raises(SystemExit):
         kitchen36.main([*arguments(tmp_path), "--tasks", "fly"])
     assert "unknown tasks ['fly']" in capsys.readouterr().err
+
+
+def test_gain_by_hand() -> None:
+    reward = np.array([0.0, 0.0, 4.0, 4.0])
+    assert candidates.gain(np.zeros(4), reward) == pytest.approx(0)
+    assert candidates.gain(np.array([0.0, 0, 0, 9]), reward) == pytest.approx(1, abs=1e-4)
+    assert candidates.gain(-reward, reward) == pytest.approx(-1, abs=1e-3)
+    frames = np.zeros((4, 1, 2, 2, 3), np.uint8)
+    still = candidates.Decision(frames, frames, frames[0], reward, np.full(4, 0.3))
+    assert np.isnan(candidates.measures(reward, still)["object"])
+
+
+@pytest.mark.slow
+def test_candidates_are_ranked(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(candidates, "CANDIDATES", 4)
+    small = "--encoder pixels --encoder block4 --tasks light_on --image-size 32".split()
+    candidates.main([*small, "--results", str(tmp_path)])
+    rows = json.loads((tmp_path / "candidates.json").read_text())["rows"]
+    assert [(r["encoder"], r["form"]) for r in rows] == [
+        ("state", ""), *((e, form) for e in ("pixels", "block4") for form in candidates.FORMS)
+    ]  # fmt: skip
+    gains = [r["by task"]["gain"]["light_on"] for r in rows]
+    assert [len(g) for g in gains] == [9, 27, 27, 9, 27, 27, 9]
+    assert np.mean(gains[0]) > max(
+        np.mean(g) for g in gains[1:]
+    )  # nothing ranks better than the truth
+    assert "| state | true reward | " in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,0 +1,195 @@
+"""How well an encoder ranks what a planner tries, without planning: a quick look ahead at kitchen36.py.
+
+    python benchmarks/candidates.py                       # bundled and its rivals, 9 minutes on two cores
+    python benchmarks/candidates.py --encoder new=new.safetensors --encoder bundled
+
+From nine states of each kitchen task's three demonstrations, between the start of kitchen36.py's Easy and
+three quarters of the rest, 32 sequences of MPPI's noise run 12 steps ahead. Each camera draws the last
+frames, which are scored by minus their distance to the goal, the demonstration's own end.
+
+- gain: what MPPI's weights (temperature 5) raise the task's true reward by, in standard deviations of the
+  candidates' rewards: 0 is chance, the true reward itself reaches the first row.
+- object: the same of the task's joint alone, where some candidate moves it at all. The true reward also
+  counts the hand's way to the handle, which is easily seen.
+- rank: Spearman correlation of the score with the true reward.
+
+Each --encoder is as in kitchen36.py. Every one is scored by one goal and one camera, by the mean of three
+goals, and by that and all cameras summed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import numpy as np
+from kitchen36 import BUNDLED, ROOT, STATE, open_encoders
+from kitchen36_episode import EASY_START, HORIZON, Embed, Judge, pictures
+from machine import about, in_words
+from scipy.stats import spearmanr
+from tqdm import tqdm
+
+from torchrl_vip.envs.kitchen import CAMERAS, KitchenSim, demonstrations, list_tasks
+from torchrl_vip.evaluation.metrics import bootstrap
+from torchrl_vip.planning import filtered_noise, mppi_weights
+from torchrl_vip.planning.demonstrate import PlanningSim
+
+KAPPA = 5.0
+CANDIDATES = 32
+RIVALS = ["tiny", "head", "block10", "imagenet", "untrained", "pixels"]
+FORMS = {
+    "one goal": (1, False),
+    "mean of 3 goals": (3, False),
+    "3 goals, cameras summed": (3, True),
+}
+
+
+class Decision(NamedTuple):
+    """N candidates from one state, as C cameras see where they end.
+
+    Attributes:
+        frames: uint8 [N, C, H, W, 3].
+        goals: the demonstrations' ends, this state's own first: uint8 [G, C, H, W, 3].
+        start: the state itself: uint8 [C, H, W, 3].
+        reward: the true one, [N].
+        joint_error: of the task's joint, [N], in parts of its range.
+    """
+
+    frames: np.ndarray
+    goals: np.ndarray
+    start: np.ndarray
+    reward: np.ndarray
+    joint_error: np.ndarray
+
+
+def decisions(task: str, image_size: int) -> Iterator[Decision]:
+    """Nine of a task: three of each of its demonstrations."""
+    solved = demonstrations(task)
+    with (
+        closing(KitchenSim(task, image_size=image_size)) as sim,
+        closing(PlanningSim(task, image_size=image_size)) as ahead,
+    ):
+        ends = pictures(sim, np.stack([d.qpos[-1] for d in solved]), CAMERAS)
+        for number, demonstration in enumerate(solved):
+            last = len(demonstration.actions)
+            first = min(EASY_START, round(0.4 * last))
+            for step in np.linspace(first, first + 0.75 * (last - first), 3).round().astype(int):
+                sim.repeat(demonstration, int(step))
+                state = sim.get_state()
+                rng = np.random.default_rng([number, step])
+                noise = filtered_noise(rng, (CANDIDATES, HORIZON, 9))
+                noise[0] = 0.0  # as MPPI's: what is already planned competes too
+                reached, reward, error = [sim.data.qpos.copy()], [], []
+                for actions in np.clip(noise, -1, 1):
+                    ahead.set_state(state)
+                    for action in actions:
+                        ahead.step(action)
+                    reached.append(ahead.data.qpos.copy())
+                    reward.append(ahead.reward())
+                    error.append(ahead.joint_error())
+                frames = pictures(sim, np.stack(reached), CAMERAS)
+                goals = np.roll(ends, -number, axis=0)
+                yield Decision(frames[1:], goals, frames[0], np.array(reward), np.array(error))
+
+
+def gain(score: np.ndarray, reward: np.ndarray) -> float:
+    """What MPPI's weights of ``score`` [N] raise the mean of ``reward`` [N] by, in its deviations."""
+    chosen = mppi_weights(score, KAPPA) @ reward
+    return float((chosen - reward.mean()) / max(reward.std(), 1e-12))
+
+
+def measures(score: np.ndarray, decision: Decision) -> dict[str, float]:
+    """gain, object (NaN where no candidate moves the joint by a fiftieth of its range) and rank."""
+    error = decision.joint_error
+    return {
+        "gain": gain(score, decision.reward),
+        "object": gain(score, -error) if np.ptp(error) > 0.02 else np.nan,
+        "rank": float(spearmanr(score, decision.reward).statistic),
+    }
+
+
+def scored(embed: Embed | None, decision: Decision) -> Iterator[tuple[str, dict[str, float]]]:
+    """(form, measures) of every form and, where it looks by one camera, of each."""
+    if embed is None:
+        yield "", measures(decision.reward, decision)
+        return
+    for form, (goals, summed) in FORMS.items():
+        for view in (list(range(len(CAMERAS))),) if summed else ([i] for i in range(len(CAMERAS))):
+            judge = Judge(embed, decision.goals[:goals, view], decision.start[view])
+            yield form, measures(judge(decision.frames[:, view]), decision)
+
+
+def table(results: dict[tuple[str, str], dict[str, dict[str, list[float]]]]) -> list[str]:
+    """Means over tasks, with intervals over tasks: (encoder, form) -> measure -> task -> values."""
+    lines = ["| encoder | scored by | gain | object | rank |", "|---|---|---|---|---|"]
+    for (name, form), found in results.items():
+        cells = []
+        for by_task in found.values():
+            means = [np.nanmean(v) for v in by_task.values() if not np.isnan(v).all()]
+            cells.append("{:.2f} [{:.2f}, {:.2f}]".format(*bootstrap(means)))
+        lines.append(f"| {name} | {form or 'true reward'} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--encoder",
+        action="append",
+        metavar="NAME=WHAT",
+        help=f"repeatable ({BUNDLED!r}, {RIVALS})",
+    )
+    parser.add_argument("--tasks", nargs="+", choices=list_tasks(), default=list_tasks())
+    parser.add_argument("--image-size", type=int, default=160, help="pixels drawn (%(default)s)")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of tables")
+    args = parser.parse_args(arguments)
+    encoders = open_encoders([STATE, *(args.encoder or [BUNDLED, *RIVALS])])
+    results = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    with tqdm(total=9 * len(args.tasks), unit="decision") as bar:
+        for task in args.tasks:
+            for decision in decisions(task, args.image_size):
+                for name, encoder in encoders.items():
+                    for form, found in scored(encoder.embed, decision):
+                        for measure, value in found.items():
+                            results[name, form][measure][task].append(value)
+                bar.update()
+                bar.set_postfix_str(task)
+    rows = [{"encoder": n, "form": f, "by task": found} for (n, f), found in results.items()]
+    text = "\n".join(
+        [
+            "# How well encoders rank a planner's candidates in FrankaKitchen",
+            "",
+            "gain: what MPPI's weights raise the true reward by, in standard deviations of the "
+            f"{CANDIDATES} candidates of a state. object: the same of the task's joint alone. rank: "
+            "Spearman correlation with the true reward. Means with 95 % bootstrap intervals over "
+            f"{len(args.tasks)} tasks, of three demonstrations and three states each. head: ImageNet's "
+            "weights below a random head. block10: ImageNet's block 10 alone, as 2 x 2 cells.",
+            "",
+            *table(results),
+            "",
+            in_words(about()),
+            "",
+        ]
+    )
+    args.results.mkdir(parents=True, exist_ok=True)
+    (args.results / "candidates.md").write_text(text)
+    (args.results / "candidates.json").write_text(
+        json.dumps({"about": about(), "rows": rows}) + "\n"
+    )
+    print(text)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    main()
