@@ -18,7 +18,9 @@ from functools import partial
 import common
 import torch
 import torch.nn.functional as F
-from common import Config, Run, TrainingReward, arg
+import workers
+from common import Config, TrainingReward, arg
+from runs import Run
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
@@ -230,8 +232,8 @@ def main() -> None:
         return {"loss_qvalue": loss_critic.detach(), "loss_actor": loss_actor.detach()}
 
     # -- loop ---------------------------------------------------------------------------------------
-    collector = common.make_collector(cfg, make, TensorDictSequential(policy, noise), run.step)
-    for batch in common.batches(collector):
+    collector = workers.make_collector(cfg, make, TensorDictSequential(policy, noise), run.step)
+    for batch in workers.batches(collector):
         buffer.extend(batch.select(*stored))
         steps = run.advance(len(batch))
         noise.step(len(batch))

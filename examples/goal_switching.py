@@ -17,7 +17,9 @@ from functools import partial
 
 import common
 import torch
-from common import REWARD_SCALES, Config, Run, TrainingReward, arg
+import workers
+from common import REWARD_SCALES, Config, TrainingReward, arg
+from runs import Run
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
@@ -168,8 +170,8 @@ def main() -> None:
         return losses.detach()
 
     # -- loop ---------------------------------------------------------------------------------------
-    collector = common.make_collector(cfg, make, actor, run.step)
-    for batch in common.batches(collector):
+    collector = workers.make_collector(cfg, make, actor, run.step)
+    for batch in workers.batches(collector):
         buffer.extend(batch.select(*STORED))
         steps = run.advance(len(batch))
         losses = {}

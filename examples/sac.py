@@ -16,7 +16,9 @@ from functools import partial
 
 import common
 import torch
-from common import Config, Run, TrainingReward, arg
+import workers
+from common import Config, TrainingReward, arg
+from runs import Run
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
@@ -163,8 +165,8 @@ def main() -> None:
         return losses.detach()
 
     # -- loop ---------------------------------------------------------------------------------------
-    collector = common.make_collector(cfg, make, actor, run.step)
-    for batch in common.batches(collector):
+    collector = workers.make_collector(cfg, make, actor, run.step)
+    for batch in workers.batches(collector):
         buffer.extend(batch.select(*STORED))
         steps = run.advance(len(batch))
         losses = {}

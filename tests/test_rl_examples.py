@@ -26,7 +26,9 @@ sys.path.insert(0, str(EXAMPLES))
 import common  # noqa: E402
 import drq  # noqa: E402
 import goal_switching  # noqa: E402
+import runs  # noqa: E402
 import sac  # noqa: E402
+import workers  # noqa: E402
 
 CONFIGS = {"sac": sac.SACConfig, "drq": drq.DrQConfig, "goal_switching": goal_switching.GoalConfig}
 
@@ -68,7 +70,7 @@ def test_cameras_joined_by_a_plus_are_one_embedding_and_one_goal(goals: int) -> 
     before = (episode["vip_vec"] - episode["goal_embedding"]).norm(dim=-1)
     unit = episode["next", "vip_reward"].squeeze(-1) / (before - distance)
     torch.testing.assert_close(unit, unit[:1].expand(4))  # what scale="auto" found
-    _, frames = common.evaluate(env, None, 1)
+    _, frames = runs.evaluate(env, None, 1)
     assert frames.shape == (4, 32, 64, 3)
     # each half of the goal is the embedding of its own camera's picture
     if goals == 0:
@@ -178,17 +180,17 @@ def test_the_cause_is_named_and_not_those_that_torchrl_terminates_for_it():
     def worker(exitcode):
         return SimpleNamespace(pid=7, exitcode=exitcode)
 
-    assert "worker 1 (process 7) died with exit code -9" in common._death(
+    assert "worker 1 (process 7) died with exit code -9" in workers._death(
         [worker(-15), worker(-9), worker(None)]
     )
-    assert "worker 1" in common._death([worker(0), worker(-15)])  # nothing else to blame
-    assert common._death([worker(None), worker(0)]) is None
+    assert "worker 1" in workers._death([worker(0), worker(-15)])  # nothing else to blame
+    assert workers._death([worker(None), worker(0)]) is None
 
 
 def test_a_run_is_not_overwritten(tmp_path):
     (tmp_path / "checkpoint.pt").touch()
     with pytest.raises(SystemExit, match="--resume continues it"):
-        common.Run(sac.SACConfig(out=str(tmp_path)))
+        runs.Run(sac.SACConfig(out=str(tmp_path)))
 
 
 def test_help_names_every_field():
@@ -279,7 +281,7 @@ def test_a_full_buffer_goes_on_where_it_was():
     first, second = make(), make()
     first.extend(rows(0, 1, 2, 3))
     first.extend(rows(4, 5))  # over the oldest
-    common.fill(second, common.rows_of(first))
+    runs.fill(second, runs.rows_of(first))
     for buffer in (first, second):
         buffer.extend(rows(6))
     assert second[:]["x"].tolist() == first[:]["x"].tolist() == [4, 5, 6, 3]
