@@ -13,8 +13,8 @@ frames, which are scored by minus their distance to the goal, the demonstration'
   counts the hand's way to the handle, which is easily seen.
 - rank: Spearman correlation of the score with the true reward.
 
-Each --encoder is as in kitchen36.py. Every one is scored by one goal and one camera, by the mean of three
-goals, and by that and all cameras summed.
+Each --encoder is as in kitchen36.py. Every one is scored by one goal and one camera, and as in that script's
+ablations: by the mean of three goals, also by frames without the robot, by all cameras summed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 
 import numpy as np
 from kitchen36 import BUNDLED, ROOT, STATE, open_encoders
-from kitchen36_episode import EASY_START, HORIZON, Embed, Judge, pictures
+from kitchen36_episode import EASY_START, HORIZON, Embed, Judge, View, pictures
 from machine import about, in_words
 from scipy.stats import spearmanr
 from tqdm import tqdm
@@ -46,20 +46,24 @@ from torchrl_vip.planning.demonstrate import PlanningSim
 KAPPA = 5.0
 CANDIDATES = 32
 RIVALS = ["tiny", "head", "block10", "imagenet", "untrained", "pixels"]
-FORMS = {
-    "one goal": (1, False),
-    "mean of 3 goals": (3, False),
-    "3 goals, cameras summed": (3, True),
+SEEN = [View(camera) for camera in CAMERAS]
+HIDDEN = [View(camera, robot=False) for camera in CAMERAS]
+FORMS = {  # goals, and the places in SEEN + HIDDEN of the views whose distances are added
+    "one goal": (1, [[0], [1], [2]]),
+    "mean of 3 goals": (3, [[0], [1], [2]]),
+    "one goal, with and without the robot": (1, [[0, 3], [1, 4], [2, 5]]),
+    "mean of 3 goals, cameras summed": (3, [[0, 1, 2]]),
+    "all of it": (3, [[0, 1, 2, 3, 4, 5]]),
 }
 
 
 class Decision(NamedTuple):
-    """N candidates from one state, as C cameras see where they end.
+    """N candidates from one state, and where they end in V views.
 
     Attributes:
-        frames: uint8 [N, C, H, W, 3].
-        goals: the demonstrations' ends, this state's own first: uint8 [G, C, H, W, 3].
-        start: the state itself: uint8 [C, H, W, 3].
+        frames: uint8 [N, V, H, W, 3].
+        goals: the demonstrations' ends, this state's own first: uint8 [G, V, H, W, 3].
+        start: the state itself: uint8 [V, H, W, 3].
         reward: the true one, [N].
         joint_error: of the task's joint, [N], in parts of its range.
     """
@@ -78,7 +82,7 @@ def decisions(task: str, image_size: int) -> Iterator[Decision]:
         closing(KitchenSim(task, image_size=image_size)) as sim,
         closing(PlanningSim(task, image_size=image_size)) as ahead,
     ):
-        ends = pictures(sim, np.stack([d.qpos[-1] for d in solved]), CAMERAS)
+        ends = pictures(sim, np.stack([d.qpos[-1] for d in solved]), SEEN + HIDDEN)
         for number, demonstration in enumerate(solved):
             last = len(demonstration.actions)
             first = min(EASY_START, round(0.4 * last))
@@ -96,7 +100,7 @@ def decisions(task: str, image_size: int) -> Iterator[Decision]:
                     reached.append(ahead.data.qpos.copy())
                     reward.append(ahead.reward())
                     error.append(ahead.joint_error())
-                frames = pictures(sim, np.stack(reached), CAMERAS)
+                frames = pictures(sim, np.stack(reached), SEEN + HIDDEN)
                 goals = np.roll(ends, -number, axis=0)
                 yield Decision(frames[1:], goals, frames[0], np.array(reward), np.array(error))
 
@@ -118,12 +122,12 @@ def measures(score: np.ndarray, decision: Decision) -> dict[str, float]:
 
 
 def scored(embed: Embed | None, decision: Decision) -> Iterator[tuple[str, dict[str, float]]]:
-    """(form, measures) of every form and, where it looks by one camera, of each."""
+    """(form, measures) of every form and, where it looks by one camera, of each camera."""
     if embed is None:
         yield "", measures(decision.reward, decision)
         return
-    for form, (goals, summed) in FORMS.items():
-        for view in (list(range(len(CAMERAS))),) if summed else ([i] for i in range(len(CAMERAS))):
+    for form, (goals, added) in FORMS.items():
+        for view in added:
             judge = Judge(embed, decision.goals[:goals, view], decision.start[view])
             yield form, measures(judge(decision.frames[:, view]), decision)
 

@@ -26,6 +26,7 @@ Protocol (appendices E and V of arXiv 2210.00030; what is ours is marked *):
 
 Ablations: --goals averages the embeddings of so many demonstrations' last frames. --cameras-summed adds
 the distances of the three cameras, each in parts of its first one, as the value is a time to the goal.
+--without-robot W adds W x the distance of frames without the robot, goal image included, in the same way.
 --score: minus the last distance, the last step's reward (what the distance fell by), or minus the sum of
 all. --blur is FrozenEncoder's, for every network. --smoothness W takes W x mean squared change of the
 action x the first distance from every score.
@@ -147,7 +148,9 @@ def wanted(args: argparse.Namespace, encoders: dict[str, Encoder]) -> list[Episo
         if encoder.embed is None:  # sees no camera: one episode is all three
             episodes.append(played)
         else:
-            played = played._replace(goals=args.goals, image_size=args.image_size)
+            played = played._replace(
+                goals=args.goals, image_size=args.image_size, without_robot=args.without_robot
+            )
             if isinstance(encoder.embed, FrozenEncoder):
                 played = played._replace(blur=args.blur)
             episodes += [played._replace(camera=camera) for camera in cameras]
@@ -312,6 +315,10 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         help="of a trajectory: minus its last distance, minus the sum of all, its last reward",
     )  # fmt: skip
     parser.add_argument("--goals", type=int, default=1, help="goal images, averaged (%(default)s)")
+    parser.add_argument(
+        "--without-robot", type=float, default=0.0, metavar="W",
+        help="weight of frames drawn without the robot, beside 1 of those with it (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--smoothness", type=float, default=0.0, metavar="W", help="(%(default)s)")
     parser.add_argument(
         "--blur", type=float, default=0.0, help="before the networks, pixels (%(default)s)"

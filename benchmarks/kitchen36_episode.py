@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -22,8 +22,15 @@ HORIZON = 12
 SCORES = {"last": 1, "difference": 2, "sum": HORIZON}
 """What a trajectory is judged by, and how many of its last steps have to be drawn for that."""
 HOLD = 5  # steps that a solved state must last to end the episode
-VIEWS = {**{camera: (camera,) for camera in CAMERAS}, SUMMED: CAMERAS}
 Embed = Callable[[Tensor], Tensor]
+
+
+class View(NamedTuple):
+    """A camera, whether it sees the robot, and the weight of its distance among those of others."""
+
+    camera: str
+    robot: bool = True
+    weight: float = 1.0
 
 
 class Episode(NamedTuple):
@@ -41,6 +48,13 @@ class Episode(NamedTuple):
     image_size: int = 160
     blur: float = 0.0
     max_steps: int = 0  # 0: the setting's
+    without_robot: float = 0.0
+
+    def views(self) -> list[View]:
+        """What its candidates are drawn by."""
+        cameras = CAMERAS if self.camera == SUMMED else (self.camera,)
+        kinds = [(True, 1.0), (False, self.without_robot)]
+        return [View(c, *kind) for kind in kinds if kind[1] for c in cameras]
 
     def variant(self) -> str:
         """The encoder's name, and what is not as in the paper."""
@@ -50,6 +64,7 @@ class Episode(NamedTuple):
             + scores.get(self.score, [])
             + [f"mean of {self.goals} goals"] * (self.goals != 1)
             + ["cameras summed"] * (self.camera == SUMMED)
+            + [f"{self.without_robot:g} x without the robot"] * (self.without_robot != 0)
             + [f"smoothness {self.smoothness:g}"] * (self.smoothness != 0)
             + [f"drawn at {self.image_size}²"] * (self.image_size != 160)
             + [f"blurred by {self.blur:g}"] * (self.blur != 0)
@@ -65,19 +80,28 @@ class Encoder(NamedTuple):
 
 
 class Judge:
-    """Minus the distance of frames [*N, C, H, W, 3] to the goal, [*N]. One camera's is in embedding
-    units; several are averaged in parts of what each was at the start.
+    """Minus the distance of frames [*N, V, H, W, 3] to the goal, [*N]. One view's is in embedding
+    units; of several each is in parts of what it was at the start, and their weighted mean is taken.
 
     Args:
-        goals: frames [G, C, H, W, 3]; their embeddings are averaged.
-        start: first frames [C, H, W, 3].
+        goals: frames [G, V, H, W, 3]; their embeddings are averaged.
+        start: first frames [V, H, W, 3].
+        weights: of the V views; equal if not given.
     """
 
-    def __init__(self, embed: Embed, goals: np.ndarray, start: np.ndarray) -> None:
-        self.embed, self.seconds, self.unit = embed, 0.0, 1.0
+    def __init__(
+        self,
+        embed: Embed,
+        goals: np.ndarray,
+        start: np.ndarray,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        self.embed, self.seconds, self.scale = embed, 0.0, 1.0
         self.z_goal = self.embedded(goals).mean(0)
         if len(start) > 1:
-            self.unit = (self.embedded(start) - self.z_goal).norm(dim=-1) * len(start)
+            shares = torch.tensor(weights or [1.0] * len(start))
+            first = (self.embedded(start) - self.z_goal).norm(dim=-1)
+            self.scale = shares / shares.sum() / first.clamp(min=1e-6)
         self.first = -float(self(start))
         self.seconds = 0.0
 
@@ -89,18 +113,24 @@ class Judge:
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         began = time.perf_counter()
-        distance = (self.embedded(frames) - self.z_goal).norm(dim=-1) / self.unit
+        distance = (self.embedded(frames) - self.z_goal).norm(dim=-1) * self.scale
         self.seconds += time.perf_counter() - began
         return -distance.sum(-1).numpy()
 
 
-def pictures(sim: KitchenSim, qpos: np.ndarray, cameras: Iterable[str]) -> np.ndarray:
-    """What each camera sees at positions [T, 30]: uint8 [T, C, H, W, 3]."""
-    frames = []
-    for camera in cameras:
-        sim.camera = sim.find_camera(camera)
-        frames.append(sim.replay(qpos).frames)
-    return np.stack(frames, 1)
+def look(sim: KitchenSim, views: Sequence[View]) -> np.ndarray:
+    """What each view shows now: uint8 [V, H, W, 3]."""
+    return np.stack([sim.render(view.camera, robot=view.robot) for view in views])
+
+
+def pictures(sim: KitchenSim, qpos: np.ndarray, views: Sequence[View]) -> np.ndarray:
+    """What each view shows at positions [T, 30]: uint8 [T, V, H, W, 3]. The state is as before."""
+    state, frames = sim.get_state(), []
+    for position in qpos:
+        sim.pose(position)
+        frames.append(look(sim, views))
+    sim.set_state(state)
+    return np.stack(frames)
 
 
 class Landmarks(NamedTuple):
@@ -128,10 +158,11 @@ def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge
     here, way = sim.data.qpos.copy(), solved[0].qpos[first:]
     arm_only = np.concatenate([way[-1][:9], here[9:]])  # the robot's nine joints come first
     positions = np.stack([here, arm_only, *(d.qpos[-1] for d in solved)])
-    start, decoy, *ends = pictures(sim, positions, VIEWS[episode.camera])
-    judge = Judge(embed, np.stack(ends[: episode.goals]), start)
+    views = episode.views()
+    start, decoy, *ends = pictures(sim, positions, views)
+    judge = Judge(embed, np.stack(ends[: episode.goals]), start, [v.weight for v in views])
     near = -float(judge(np.stack(ends[1:])).mean()) if len(ends) > 1 else np.nan
-    values = judge(pictures(sim, way, VIEWS[episode.camera]))
+    values = judge(pictures(sim, way, views))
     landmarks = Landmarks(near, float((values < judge(decoy)).mean()))
     judge.seconds = 0.0
     return judge, landmarks
@@ -152,22 +183,22 @@ def play(episode: Episode, encoder: Encoder, sim: KitchenSim, candidates: Planni
         candidates: where action sequences are tried.
     """
     judge, landmarks = begin(sim, episode, encoder.embed)
-    cameras = () if judge is None else VIEWS[episode.camera]
+    views = episode.views()
     unit = episode.smoothness * (abs(sim.reward()) if judge is None else judge.first)
     drawn = SCORES[episode.score]
     clock = dict.fromkeys(("rollouts", "rendering"), 0.0)
 
-    def look(candidate: PlanningSim, _: float) -> float | np.ndarray:
+    def observe(candidate: PlanningSim, _: float) -> float | np.ndarray:
         if judge is None:
             return candidate.reward()
         began = time.perf_counter()
-        frames = np.stack([candidate.render(camera) for camera in cameras])
+        frames = look(candidate, views)
         clock["rendering"] += time.perf_counter() - began
         return frames
 
     def evaluate(state: np.ndarray, actions: np.ndarray) -> np.ndarray:
         began = time.perf_counter()
-        seen = rollout(candidates, state, actions, look, last=drawn)
+        seen = rollout(candidates, state, actions, observe, last=drawn)
         clock["rollouts"] += time.perf_counter() - began
         jerks = np.square(np.diff(actions, axis=1)).mean((1, 2))
         return score(seen if judge is None else judge(seen), episode.score) - unit * jerks
@@ -183,7 +214,7 @@ def play(episode: Episode, encoder: Encoder, sim: KitchenSim, candidates: Planni
         solved.append(success)
         if judge is not None:
             spent = judge.seconds
-            curve.append(-float(judge(np.stack([sim.render(camera) for camera in cameras]))))
+            curve.append(-float(judge(look(sim, views))))
             judge.seconds = spent  # the curve is no part of planning
         if len(solved) >= HOLD and all(solved[-HOLD:]):
             break

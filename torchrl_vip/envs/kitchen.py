@@ -114,6 +114,8 @@ class KitchenSim(Simulator):
         )
         # the model asks for a buffer of 2560 x 1920 whatever the image
         model.vis.global_.offwidth = model.vis.global_.offheight = image_size
+        of_robot = model.body_rootid == model.body_rootid[model.body("panda0_link0").id]
+        self._robot_geoms = np.flatnonzero(of_robot[model.geom_bodyid])
         self.bind(model, self.env.data)
         self._aim()
 
@@ -121,6 +123,17 @@ class KitchenSim(Simulator):
         if name not in CAMERAS:
             raise ValueError(f"unknown camera {name!r}; choose from {list(CAMERAS)}")
         return super().find_camera(name.replace("_cam", "_cap"))  # the model's own name for it
+
+    def render(self, camera: str | None = None, *, robot: bool = True) -> np.ndarray:
+        """As :meth:`Simulator.render`; ``robot=False`` leaves the robot out of the picture."""
+        if robot:
+            return super().render(camera)
+        alpha = self.model.geom_rgba[self._robot_geoms, 3].copy()
+        self.model.geom_rgba[self._robot_geoms, 3] = 0.0
+        try:
+            return super().render(camera)
+        finally:
+            self.model.geom_rgba[self._robot_geoms, 3] = alpha
 
     def _aim(self) -> None:
         """Start, target and range of every object's joint, in qpos' order without the kettle."""
@@ -207,12 +220,16 @@ class KitchenSim(Simulator):
         self.robot._last_robot_qpos = state[-9:].copy()
         return self._read()
 
+    def pose(self, qpos: np.ndarray) -> np.ndarray:
+        """Puts everything at stored positions [30], to be looked at; returns full_state."""
+        self.data.qpos[:] = qpos
+        return self._read()
+
     def replay(self, qpos: np.ndarray) -> Episode:
         """Frames, success and reward of stored positions [T, 30]; the state is as before."""
         state, frames, success, reward = self.get_state(), [], [], []
         for position in qpos:
-            self.data.qpos[:] = position
-            self._read()
+            self.pose(position)
             frames.append(self.render().copy())
             success.append(self.success())
             reward.append(self.reward())
@@ -228,8 +245,7 @@ class KitchenSim(Simulator):
             FileNotFoundError: none are shipped for this task.
         """
         solved, state = demonstrations(self.task), self.get_state()
-        self.data.qpos[:] = solved[seed % len(solved)].qpos[-1]
-        self._read()
+        self.pose(solved[seed % len(solved)].qpos[-1])
         frame = self.look(cameras)
         self.set_state(state)
         return frame
