@@ -12,6 +12,8 @@ frames, which are scored by minus their distance to the goal, the demonstration'
 - object: the same of the task's joint alone, where some candidate moves it at all. The true reward also
   counts the hand's way to the handle, which is easily seen.
 - rank: Spearman correlation of the score with the true reward.
+- plan: by how much the true reward is higher after the weighted mean of the candidates, which is what MPPI
+  does, than after standing still.
 
 Each --encoder is as in kitchen36.py. Every one is scored by one goal and one camera, and as in that script's
 ablations: by the mean of three goals, also by frames without the robot, by all cameras summed.
@@ -24,7 +26,7 @@ import json
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +35,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 
 import numpy as np
 from kitchen36 import BUNDLED, ROOT, STATE, open_encoders
-from kitchen36_episode import EASY_START, HORIZON, Embed, Judge, View, pictures
+from kitchen36_episode import EASY_START, HORIZON, Embed, View, embedded, pictures
 from machine import about, in_words
 from scipy.stats import spearmanr
 from tqdm import tqdm
@@ -66,6 +68,8 @@ class Decision(NamedTuple):
         start: the state itself: uint8 [V, H, W, 3].
         reward: the true one, [N].
         joint_error: of the task's joint, [N], in parts of its range.
+        actions: [N, H, 9].
+        outcome: the true reward after actions [H, 9], above that of standing still.
     """
 
     frames: np.ndarray
@@ -73,6 +77,8 @@ class Decision(NamedTuple):
     start: np.ndarray
     reward: np.ndarray
     joint_error: np.ndarray
+    actions: np.ndarray
+    outcome: Callable[[np.ndarray], float]
 
 
 def decisions(task: str, image_size: int) -> Iterator[Decision]:
@@ -92,17 +98,30 @@ def decisions(task: str, image_size: int) -> Iterator[Decision]:
                 rng = np.random.default_rng([number, step])
                 noise = filtered_noise(rng, (CANDIDATES, HORIZON, 9))
                 noise[0] = 0.0  # as MPPI's: what is already planned competes too
+                tried = np.clip(noise, -1, 1)
                 reached, reward, error = [sim.data.qpos.copy()], [], []
-                for actions in np.clip(noise, -1, 1):
-                    ahead.set_state(state)
-                    for action in actions:
-                        ahead.step(action)
+                for actions in tried:
+                    reward.append(run(ahead, state, actions))
                     reached.append(ahead.data.qpos.copy())
-                    reward.append(ahead.reward())
                     error.append(ahead.joint_error())
                 frames = pictures(sim, np.stack(reached), SEEN + HIDDEN)
-                goals = np.roll(ends, -number, axis=0)
-                yield Decision(frames[1:], goals, frames[0], np.array(reward), np.array(error))
+                yield Decision(
+                    frames=frames[1:],
+                    goals=np.roll(ends, -number, axis=0),
+                    start=frames[0],
+                    reward=np.array(reward),
+                    joint_error=np.array(error),
+                    actions=tried,
+                    outcome=lambda a, state=state, still=reward[0]: run(ahead, state, a) - still,
+                )
+
+
+def run(sim: PlanningSim, state: np.ndarray, actions: np.ndarray) -> float:
+    """The true reward after actions [H, 9] from a state."""
+    sim.set_state(state)
+    for action in actions:
+        sim.step(action)
+    return sim.reward()
 
 
 def gain(score: np.ndarray, reward: np.ndarray) -> float:
@@ -112,12 +131,13 @@ def gain(score: np.ndarray, reward: np.ndarray) -> float:
 
 
 def measures(score: np.ndarray, decision: Decision) -> dict[str, float]:
-    """gain, object (NaN where no candidate moves the joint by a fiftieth of its range) and rank."""
-    error = decision.joint_error
+    """By name; object is NaN where no candidate moves the joint by a fiftieth of its range."""
+    error, weights = decision.joint_error, mppi_weights(score, KAPPA)
     return {
         "gain": gain(score, decision.reward),
         "object": gain(score, -error) if np.ptp(error) > 0.02 else np.nan,
         "rank": float(spearmanr(score, decision.reward).statistic),
+        "plan": decision.outcome(np.einsum("n,nha->ha", weights, decision.actions)),
     }
 
 
@@ -126,15 +146,21 @@ def scored(embed: Embed | None, decision: Decision) -> Iterator[tuple[str, dict[
     if embed is None:
         yield "", measures(decision.reward, decision)
         return
+    z, z_goals, z_start = (
+        embedded(embed, f) for f in (decision.frames, decision.goals, decision.start)
+    )
     for form, (goals, added) in FORMS.items():
-        for view in added:
-            judge = Judge(embed, decision.goals[:goals, view], decision.start[view])
-            yield form, measures(judge(decision.frames[:, view]), decision)
+        for views in added:
+            goal = z_goals[:goals, views].mean(0)
+            distance = (z[:, views] - goal).norm(dim=-1)
+            if len(views) > 1:  # in parts of what each was at the start, as Judge has them
+                distance = distance / (z_start[views] - goal).norm(dim=-1).clamp(min=1e-6)
+            yield form, measures(-distance.sum(-1).numpy(), decision)
 
 
 def table(results: dict[tuple[str, str], dict[str, dict[str, list[float]]]]) -> list[str]:
     """Means over tasks, with intervals over tasks: (encoder, form) -> measure -> task -> values."""
-    lines = ["| encoder | scored by | gain | object | rank |", "|---|---|---|---|---|"]
+    lines = ["| encoder | scored by | gain | object | rank | plan |", "|---" * 6 + "|"]
     for (name, form), found in results.items():
         cells = []
         for by_task in found.values():
@@ -176,9 +202,10 @@ def main(arguments: list[str] | None = None) -> None:
             "",
             "gain: what MPPI's weights raise the true reward by, in standard deviations of the "
             f"{CANDIDATES} candidates of a state. object: the same of the task's joint alone. rank: "
-            "Spearman correlation with the true reward. Means with 95 % bootstrap intervals over "
-            f"{len(args.tasks)} tasks, of three demonstrations and three states each. head: ImageNet's "
-            "weights below a random head. block10: ImageNet's block 10 alone, as 2 x 2 cells.",
+            "Spearman correlation with the true reward. plan: by how much the true reward is higher after "
+            "the weighted mean of the candidates than after standing still. Means with 95 % bootstrap "
+            f"intervals over {len(args.tasks)} tasks, of three demonstrations and three states each. head: "
+            "ImageNet's weights below a random head. block10: ImageNet's block 10 alone, as 2 x 2 cells.",
             "",
             *table(results),
             "",

@@ -79,6 +79,13 @@ class Encoder(NamedTuple):
     weights: str = ""
 
 
+@torch.no_grad()
+def embedded(embed: Embed, frames: np.ndarray) -> Tensor:
+    """uint8 [*N, H, W, 3] to float32 [*N, D]."""
+    images = torch.from_numpy(frames.reshape(-1, *frames.shape[-3:])).permute(0, 3, 1, 2)
+    return embed(images).float().reshape(*frames.shape[:-3], -1)
+
+
 class Judge:
     """Minus the distance of frames [*N, V, H, W, 3] to the goal, [*N]. One view's is in embedding
     units; of several each is in parts of what it was at the start, and their weighted mean is taken.
@@ -97,23 +104,17 @@ class Judge:
         weights: Sequence[float] | None = None,
     ) -> None:
         self.embed, self.seconds, self.scale = embed, 0.0, 1.0
-        self.z_goal = self.embedded(goals).mean(0)
+        self.z_goal = embedded(self.embed, goals).mean(0)
         if len(start) > 1:
             shares = torch.tensor(weights or [1.0] * len(start))
-            first = (self.embedded(start) - self.z_goal).norm(dim=-1)
+            first = (embedded(self.embed, start) - self.z_goal).norm(dim=-1)
             self.scale = shares / shares.sum() / first.clamp(min=1e-6)
         self.first = -float(self(start))
         self.seconds = 0.0
 
-    @torch.no_grad()
-    def embedded(self, frames: np.ndarray) -> Tensor:
-        """uint8 [*N, H, W, 3] to float32 [*N, D]."""
-        images = torch.from_numpy(frames.reshape(-1, *frames.shape[-3:])).permute(0, 3, 1, 2)
-        return self.embed(images).float().reshape(*frames.shape[:-3], -1)
-
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         began = time.perf_counter()
-        distance = (self.embedded(frames) - self.z_goal).norm(dim=-1) * self.scale
+        distance = (embedded(self.embed, frames) - self.z_goal).norm(dim=-1) * self.scale
         self.seconds += time.perf_counter() - began
         return -distance.sum(-1).numpy()
 

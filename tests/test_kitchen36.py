@@ -174,8 +174,14 @@ def test_gain_by_hand() -> None:
     assert candidates.gain(np.array([0.0, 0, 0, 9]), reward) == pytest.approx(1, abs=1e-4)
     assert candidates.gain(-reward, reward) == pytest.approx(-1, abs=1e-3)
     frames = np.zeros((4, 1, 2, 2, 3), np.uint8)
-    still = candidates.Decision(frames, frames, frames[0], reward, np.full(4, 0.3))
-    assert np.isnan(candidates.measures(reward, still)["object"])
+    actions = np.zeros((4, 12, 9))
+    actions[2:] = 0.5
+    decision = candidates.Decision(
+        frames, frames, frames[0], reward, np.full(4, 0.3), actions, lambda a: a.mean()
+    )
+    found = candidates.measures(reward, decision)
+    assert np.isnan(found["object"]) and found["rank"] == 1
+    assert found["plan"] == pytest.approx(0.5, abs=1e-3)  # the mean of the better two
 
 
 @pytest.mark.slow
