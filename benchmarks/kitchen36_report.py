@@ -139,7 +139,7 @@ def plot(groups: Groups, path: Path) -> None:
     parts = np.atleast_1d(figure.subfigures(len(heights), 1, height_ratios=heights))
     for part, (setting, rows) in zip(parts, chosen.items(), strict=False):
         bars, cells = part.subplots(1, 2, sharey=True, width_ratios=[1, 1.6])
-        rows = dict(sorted(rows.items(), key=lambda row: rate(row[1])[0]))  # the best on top
+        rows = dict(sorted(rows.items(), key=lambda row: -rate(row[1])[0]))  # the best on top
         success_bars(bars, rows)
         success_cells(cells, rows)
         bars.set_title(f"{setting}, {usual} trajectories: success")
@@ -156,9 +156,9 @@ def success_bars(axis, rows: dict[str, list[dict]]) -> None:
     error = [means - lows, highs - means]
     axis.barh(places, means, xerr=error, capsize=3, color="0.7", ecolor="0.3")
     axis.set_yticks(places, rows, fontsize=8)
-    axis.set_xlim(0, 1.02)
-    for place, mean in zip(places, means, strict=True):
-        axis.text(0.01, place, f"{mean:.0%}", va="center", fontsize=8)
+    axis.set_xlim(0, 1.15)
+    for place, mean, high in zip(places, means, highs, strict=True):
+        axis.text(high + 0.02, place, f"{mean:.0%}", va="center", fontsize=8)
 
 
 def success_cells(axis, rows: dict[str, list[dict]]) -> None:
