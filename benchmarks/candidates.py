@@ -1,6 +1,6 @@
 """How well an encoder ranks what a planner tries, without planning: a quick look ahead at kitchen36.py.
 
-    python benchmarks/candidates.py                       # bundled and its rivals, 9 minutes on two cores
+    python benchmarks/candidates.py                       # bundled and its rivals, 23 minutes on two cores
     python benchmarks/candidates.py --encoder new=new.safetensors --encoder bundled
 
 From nine states of each kitchen task's three demonstrations, between the start of kitchen36.py's Easy and
