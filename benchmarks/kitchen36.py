@@ -45,6 +45,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 
@@ -211,9 +212,8 @@ def results_of(
 ) -> Iterator[dict]:
     """Plays episodes, so many at a time, and yields each as it ends."""
     if args.processes == 0:
-        player = Player(encoders)
-        yield from map(player, todo)
-        player.close()
+        with closing(Player(encoders)) as player:
+            yield from map(player, todo)
         return
     entries = [entry for entry in args.encoder if split_entry(entry)[0] in encoders]
     cores = len(os.sched_getaffinity(0))

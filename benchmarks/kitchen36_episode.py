@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchrl_vip.envs.kitchen import CAMERAS, KitchenSim, demonstrations
+from torchrl_vip.envs.kitchen import CAMERAS, Demonstration, KitchenSim, demonstrations
 from torchrl_vip.planning import MPPI, rollout
 from torchrl_vip.planning.demonstrate import PlanningSim
 
@@ -86,6 +86,15 @@ def embedded(embed: Embed, frames: np.ndarray) -> Tensor:
     return embed(images).float().reshape(*frames.shape[:-3], -1)
 
 
+def scale_of(z_start: Tensor, z_goal: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+    """What the distances of V views, embeddings [V, D], are multiplied by before they are added, [V]: a
+    single one by 1, several by their share of the weights over what each was at the start."""
+    if len(z_start) == 1:
+        return torch.ones(1)
+    shares = torch.tensor(weights or [1.0] * len(z_start))
+    return shares / shares.sum() / (z_start - z_goal).norm(dim=-1).clamp(min=1e-6)
+
+
 class Judge:
     """Minus the distance of frames [*N, V, H, W, 3] to the goal, [*N]. One view's is in embedding
     units; of several each is in parts of what it was at the start, and their weighted mean is taken.
@@ -103,12 +112,9 @@ class Judge:
         start: np.ndarray,
         weights: Sequence[float] | None = None,
     ) -> None:
-        self.embed, self.seconds, self.scale = embed, 0.0, 1.0
-        self.z_goal = embedded(self.embed, goals).mean(0)
-        if len(start) > 1:
-            shares = torch.tensor(weights or [1.0] * len(start))
-            first = (embedded(self.embed, start) - self.z_goal).norm(dim=-1)
-            self.scale = shares / shares.sum() / first.clamp(min=1e-6)
+        self.embed, self.seconds = embed, 0.0
+        self.z_goal = embedded(embed, goals).mean(0)
+        self.scale = scale_of(embedded(embed, start), self.z_goal, weights)
         self.first = -float(self(start))
         self.seconds = 0.0
 
@@ -147,12 +153,16 @@ class Landmarks(NamedTuple):
     decoyed: float = np.nan
 
 
+def easy_start(demonstration: Demonstration) -> int:
+    """The state that Easy starts from."""
+    return min(EASY_START, round(0.4 * len(demonstration.actions)))
+
+
 def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge | None, Landmarks]:
     """Brings the simulator to the start; returns the judge of its goal, None for the true reward."""
     solved = demonstrations(episode.task)
     solved = solved[episode.seed % len(solved) :] + solved[: episode.seed % len(solved)]
-    easy = min(EASY_START, round(0.4 * len(solved[0].actions)))
-    first = easy if episode.setting == "easy" else 0
+    first = easy_start(solved[0]) if episode.setting == "easy" else 0
     sim.repeat(solved[0], first)
     if embed is None:
         return None, Landmarks()

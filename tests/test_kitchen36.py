@@ -17,8 +17,8 @@ pytest.importorskip("gymnasium_robotics", reason='pip install "torchrl-vip[robot
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import candidates  # noqa: E402
 import kitchen36  # noqa: E402
+import kitchen36_candidates as candidates  # noqa: E402
 import kitchen36_episode as one  # noqa: E402
 
 
@@ -189,7 +189,7 @@ def test_candidates_are_ranked(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(candidates, "CANDIDATES", 4)
     small = "--encoder pixels --encoder block4 --tasks light_on --image-size 32".split()
     candidates.main([*small, "--results", str(tmp_path)])
-    rows = json.loads((tmp_path / "candidates.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "kitchen36_candidates.json").read_text())["rows"]
     assert [(r["encoder"], r["form"]) for r in rows] == [
         ("state", ""), *((e, form) for e in ("pixels", "block4") for form in candidates.FORMS)
     ]  # fmt: skip

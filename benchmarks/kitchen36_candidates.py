@@ -1,7 +1,7 @@
 """How well an encoder ranks what a planner tries, without planning: a quick look ahead at kitchen36.py.
 
-    python benchmarks/candidates.py                       # bundled and its rivals, 23 minutes on two cores
-    python benchmarks/candidates.py --encoder new=new.safetensors --encoder bundled
+    python benchmarks/kitchen36_candidates.py             # bundled and its rivals, some 20 minutes
+    python benchmarks/kitchen36_candidates.py --encoder new=new.safetensors --encoder bundled
 
 From nine states of each kitchen task's three demonstrations, between the start of kitchen36.py's Easy and
 three quarters of the rest, 32 sequences of MPPI's noise run 12 steps ahead. Each camera draws the last
@@ -28,6 +28,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,15 +36,15 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 
 import numpy as np
 from kitchen36 import BUNDLED, ROOT, STATE, open_encoders
-from kitchen36_episode import EASY_START, HORIZON, Embed, View, embedded, pictures
+from kitchen36_episode import HORIZON, Embed, View, easy_start, embedded, pictures, scale_of
 from machine import about, in_words
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from torchrl_vip.envs.kitchen import CAMERAS, KitchenSim, demonstrations, list_tasks
 from torchrl_vip.evaluation.metrics import bootstrap
-from torchrl_vip.planning import filtered_noise, mppi_weights
-from torchrl_vip.planning.demonstrate import PlanningSim
+from torchrl_vip.planning import filtered_noise, mppi_weights, rollout
+from torchrl_vip.planning.demonstrate import PlanningSim, state_reward
 
 KAPPA = 5.0
 CANDIDATES = 32
@@ -90,8 +91,7 @@ def decisions(task: str, image_size: int) -> Iterator[Decision]:
     ):
         ends = pictures(sim, np.stack([d.qpos[-1] for d in solved]), SEEN + HIDDEN)
         for number, demonstration in enumerate(solved):
-            last = len(demonstration.actions)
-            first = min(EASY_START, round(0.4 * last))
+            first, last = easy_start(demonstration), len(demonstration.actions)
             for step in np.linspace(first, first + 0.75 * (last - first), 3).round().astype(int):
                 sim.repeat(demonstration, int(step))
                 state = sim.get_state()
@@ -99,29 +99,36 @@ def decisions(task: str, image_size: int) -> Iterator[Decision]:
                 noise = filtered_noise(rng, (CANDIDATES, HORIZON, 9))
                 noise[0] = 0.0  # as MPPI's: what is already planned competes too
                 tried = np.clip(noise, -1, 1)
-                reached, reward, error = [sim.data.qpos.copy()], [], []
-                for actions in tried:
-                    reward.append(run(ahead, state, actions))
-                    reached.append(ahead.data.qpos.copy())
-                    error.append(ahead.joint_error())
-                frames = pictures(sim, np.stack(reached), SEEN + HIDDEN)
+                ends_of = rollout(ahead, state, tried, end)
+                reached = np.concatenate([sim.data.qpos[None], ends_of["qpos"]])
+                frames = pictures(sim, reached, SEEN + HIDDEN)
                 yield Decision(
                     frames=frames[1:],
                     goals=np.roll(ends, -number, axis=0),
                     start=frames[0],
-                    reward=np.array(reward),
-                    joint_error=np.array(error),
+                    reward=ends_of["reward"],
+                    joint_error=ends_of["joint_error"],
                     actions=tried,
-                    outcome=lambda a, state=state, still=reward[0]: run(ahead, state, a) - still,
+                    outcome=partial(outcome, ahead, state, ends_of["reward"][0]),
                 )
 
 
-def run(sim: PlanningSim, state: np.ndarray, actions: np.ndarray) -> float:
-    """The true reward after actions [H, 9] from a state."""
-    sim.set_state(state)
-    for action in actions:
-        sim.step(action)
-    return sim.reward()
+def end(sim: PlanningSim, _: float) -> np.ndarray:
+    """Where a candidate ends, as one record."""
+    record = np.zeros(
+        (), [("qpos", float, len(sim.data.qpos)), ("reward", float), ("joint_error", float)]
+    )
+    record["qpos"], record["reward"], record["joint_error"] = (
+        sim.data.qpos,
+        sim.reward(),
+        sim.joint_error(),
+    )
+    return record
+
+
+def outcome(sim: PlanningSim, state: np.ndarray, still: float, actions: np.ndarray) -> float:
+    """The true reward after actions [H, 9], above ``still``."""
+    return float(rollout(sim, state, actions[None], state_reward)[0] - still)
 
 
 def gain(score: np.ndarray, reward: np.ndarray) -> float:
@@ -152,9 +159,7 @@ def scored(embed: Embed | None, decision: Decision) -> Iterator[tuple[str, dict[
     for form, (goals, added) in FORMS.items():
         for views in added:
             goal = z_goals[:goals, views].mean(0)
-            distance = (z[:, views] - goal).norm(dim=-1)
-            if len(views) > 1:  # in parts of what each was at the start, as Judge has them
-                distance = distance / (z_start[views] - goal).norm(dim=-1).clamp(min=1e-6)
+            distance = (z[:, views] - goal).norm(dim=-1) * scale_of(z_start[views], goal)
             yield form, measures(-distance.sum(-1).numpy(), decision)
 
 
@@ -214,8 +219,8 @@ def main(arguments: list[str] | None = None) -> None:
         ]
     )
     args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "candidates.md").write_text(text)
-    (args.results / "candidates.json").write_text(
+    (args.results / "kitchen36_candidates.md").write_text(text)
+    (args.results / "kitchen36_candidates.json").write_text(
         json.dumps({"about": about(), "rows": rows}) + "\n"
     )
     print(text)
