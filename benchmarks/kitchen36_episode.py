@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchrl_vip.envs.kitchen import CAMERAS, Demonstration, KitchenSim, demonstrations
+from torchrl_vip.envs.simulator import WITHOUT_ROBOT
 from torchrl_vip.planning import MPPI, rollout
 from torchrl_vip.planning.demonstrate import PlanningSim
 
@@ -23,14 +24,6 @@ SCORES = {"last": 1, "difference": 2, "sum": HORIZON}
 """What a trajectory is judged by, and how many of its last steps have to be drawn for that."""
 HOLD = 5  # steps that a solved state must last to end the episode
 Embed = Callable[[Tensor], Tensor]
-
-
-class View(NamedTuple):
-    """A camera, whether it sees the robot, and the weight of its distance among those of others."""
-
-    camera: str
-    robot: bool = True
-    weight: float = 1.0
 
 
 class Episode(NamedTuple):
@@ -50,11 +43,13 @@ class Episode(NamedTuple):
     max_steps: int = 0  # 0: the setting's
     without_robot: float = 0.0
 
-    def views(self) -> list[View]:
-        """What its candidates are drawn by."""
+    def views(self) -> dict[str, float]:
+        """The cameras that its candidates are drawn by, and the weight of each one's distance."""
         cameras = CAMERAS if self.camera == SUMMED else (self.camera,)
-        kinds = [(True, 1.0), (False, self.without_robot)]
-        return [View(c, *kind) for kind in kinds if kind[1] for c in cameras]
+        views = dict.fromkeys(cameras, 1.0)
+        if self.without_robot:
+            views |= {camera + WITHOUT_ROBOT: self.without_robot for camera in cameras}
+        return views
 
     def variant(self) -> str:
         """The encoder's name, and what is not as in the paper."""
@@ -125,17 +120,12 @@ class Judge:
         return -distance.sum(-1).numpy()
 
 
-def look(sim: KitchenSim, views: Sequence[View]) -> np.ndarray:
-    """What each view shows now: uint8 [V, H, W, 3]."""
-    return np.stack([sim.render(view.camera, robot=view.robot) for view in views])
-
-
-def pictures(sim: KitchenSim, qpos: np.ndarray, views: Sequence[View]) -> np.ndarray:
-    """What each view shows at positions [T, 30]: uint8 [T, V, H, W, 3]. The state is as before."""
+def pictures(sim: KitchenSim, qpos: np.ndarray, views: Sequence[str]) -> np.ndarray:
+    """What each camera shows at positions [T, 30]: uint8 [T, V, H, W, 3]. The state is as before."""
     state, frames = sim.get_state(), []
     for position in qpos:
         sim.pose(position)
-        frames.append(look(sim, views))
+        frames.append(sim.look(views))
     sim.set_state(state)
     return np.stack(frames)
 
@@ -169,9 +159,9 @@ def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge
     here, way = sim.data.qpos.copy(), solved[0].qpos[first:]
     arm_only = np.concatenate([way[-1][:9], here[9:]])  # the robot's nine joints come first
     positions = np.stack([here, arm_only, *(d.qpos[-1] for d in solved)])
-    views = episode.views()
+    views, weights = zip(*episode.views().items(), strict=True)
     start, decoy, *ends = pictures(sim, positions, views)
-    judge = Judge(embed, np.stack(ends[: episode.goals]), start, [v.weight for v in views])
+    judge = Judge(embed, np.stack(ends[: episode.goals]), start, weights)
     near = -float(judge(np.stack(ends[1:])).mean()) if len(ends) > 1 else np.nan
     values = judge(pictures(sim, way, views))
     landmarks = Landmarks(near, float((values < judge(decoy)).mean()))
@@ -194,7 +184,7 @@ def play(episode: Episode, encoder: Encoder, sim: KitchenSim, candidates: Planni
         candidates: where action sequences are tried.
     """
     judge, landmarks = begin(sim, episode, encoder.embed)
-    views = episode.views()
+    views = list(episode.views())
     unit = episode.smoothness * (abs(sim.reward()) if judge is None else judge.first)
     drawn = SCORES[episode.score]
     clock = dict.fromkeys(("rollouts", "rendering"), 0.0)
@@ -203,7 +193,7 @@ def play(episode: Episode, encoder: Encoder, sim: KitchenSim, candidates: Planni
         if judge is None:
             return candidate.reward()
         began = time.perf_counter()
-        frames = look(candidate, views)
+        frames = candidate.look(views)
         clock["rendering"] += time.perf_counter() - began
         return frames
 
@@ -225,7 +215,7 @@ def play(episode: Episode, encoder: Encoder, sim: KitchenSim, candidates: Planni
         solved.append(success)
         if judge is not None:
             spent = judge.seconds
-            curve.append(-float(judge(look(sim, views))))
+            curve.append(-float(judge(sim.look(views))))
             judge.seconds = spent  # the curve is no part of planning
         if len(solved) >= HOLD and all(solved[-HOLD:]):
             break

@@ -192,17 +192,25 @@ def goal_images(cfg: Config, count: int) -> list[np.ndarray | dict]:
     return [{key: draw(camera=key[1], seed=seed) for key in cfg.frame_keys} for seed in seeds]
 
 
-def input_statistics(env: EnvBase, steps: int) -> TensorDict:
-    """Mean and scale of "vip_vec" and "state" over ``steps`` random ones, for :func:`scaled_inputs`."""
+def input_statistics(env: EnvBase, steps: int, cameras: int = 1) -> TensorDict:
+    """Mean and scale of "vip_vec" and "state" over ``steps`` random ones, for :func:`scaled_inputs`, and
+    the mean of each camera's distance to the goal where episodes begin, "first_distance" ``[K]``."""
     seen = env.rollout(steps, break_when_any_done=False)
     z, state = seen["vip_vec"], seen["state"]
+    begins = torch.ones(len(seen), dtype=torch.bool)
+    begins[1:] = seen["next", "done"][:-1, 0]
+    way = (seen["goal_embedding"] - z)[begins].unflatten(-1, (cameras, -1))
+    first_distance = way.norm(dim=-1).mean(0)
     # One scale for all of an embedding: distances keep their proportions, and the directions in
     # which random actions change little are not blown up. Its many numbers weigh as much together
-    # as the few of the state, else these drown.
+    # as the few of the state, else these drown. Cameras weigh alike, each by the way to its goal: one
+    # that sees no robot changes little at random, and shows what counts.
     spread = z.std(0).square().sum().sqrt() / state.shape[-1] ** 0.5
+    share = first_distance / first_distance.square().mean().sqrt()
     return TensorDict(
         z_loc=z.mean(0),
-        z_scale=spread.expand(z.shape[-1]).clone(),
+        z_scale=spread * share.repeat_interleave(z.shape[-1] // cameras),
+        first_distance=first_distance,
         state_loc=state.mean(0),
         state_scale=state.std(0).clamp_min(1e-2),
     )

@@ -3,10 +3,13 @@
     python examples/mppi.py --task sdoor_open --out plan            # about a minute on two cores
     python examples/mppi.py --task light_on --camera right_cam --start 0 --steps 100
     python examples/mppi.py --suite fetch --task fetch-push
+    python examples/mppi.py --suite metaworld --task door-close-v3 --camera corner4+corner4/no-robot
 
 At every step 32 noisy action sequences run ahead from the saved state of the simulator, each is scored
 by the embedding distance of its last frame to the goal, and their weighted mean moves the robot by one
-step (VIP, arXiv 2210.00030, appendix E). It stops once the task has been solved for five steps. Any
+step (VIP, arXiv 2210.00030, appendix E). Several cameras, joined by +, are embedded each by itself, and their
+distances added in parts of what each was at the start; one whose name ends in "/no-robot" sees the scene, and
+the goal, without the robot. It stops once the task has been solved for five steps. Any
 suite whose simulator saves its state will do.
 """
 
@@ -28,7 +31,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from torchrl_vip import FrozenEncoder, load_vip
+from torchrl_vip import FrozenEncoder, goal_distance, load_vip
 from torchrl_vip.data.video import write_video
 from torchrl_vip.envs import load_suite
 from torchrl_vip.planning import MPPI, Rollouts, last_frame
@@ -46,7 +49,7 @@ def parse_args() -> argparse.Namespace:
         help="(%(default)s)",
     )
     add("--task", default="sdoor_open", help="one of the suite's (%(default)s)")
-    add("--camera", help="its name (the suite's own)")
+    add("--camera", help="its name, or several joined by + (the suite's own)")
     add("--start", type=int, default=15, help="kitchen: state of a demonstration (%(default)s)")
     add("--steps", type=int, default=50, help="at most (%(default)s)")
     add("--trajectories", type=int, default=32, help="candidates a step (%(default)s)")
@@ -70,12 +73,13 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     suite = load_suite(args.suite)
-    options = {"camera": args.camera, "image_size": args.image_size}
+    cameras = (args.camera or suite.SIMULATOR.CAMERA).split("+")
+    options = {"camera": cameras[0], "image_size": args.image_size}
     sim = suite.SIMULATOR(args.task, **options)
 
     # -- the goal and the start ---------------------------------------------------------------------
-    goal = sim.solved_frame(args.seed)
-    if goal is None:
+    goals = sim.solved_frame(args.seed, cameras=cameras)
+    if goals is None:
         sys.exit(f"error: the script does not solve {args.task} from seed {args.seed}: try another")
     if args.suite == "kitchen":
         demonstrations = suite.demonstrations(args.task)
@@ -85,11 +89,19 @@ def main() -> None:
 
     # -- the reward: minus the distance to the goal -------------------------------------------------
     encoder = FrozenEncoder(load_vip(args.encoder), blur=args.blur, chunk_size=16)
-    z_goal = encoder(torch.from_numpy(goal))
+
+    def embedded(frames: np.ndarray) -> torch.Tensor:
+        """uint8 [N, K, H, W, 3] to [N, K D], the cameras' embeddings one after another."""
+        return encoder(torch.from_numpy(frames).flatten(0, 1)).reshape(len(frames), -1)
+
+    z_goal, weights = embedded(goals[None])[0], None
+    if len(cameras) > 1:
+        way = (embedded(sim.look(cameras)[None])[0] - z_goal).unflatten(-1, (len(cameras), -1))
+        weights = 1 / way.norm(dim=-1) / len(cameras)
 
     def distance(frames: np.ndarray) -> np.ndarray:
-        """uint8 [N, H, W, 3] to [N]."""
-        return (encoder(torch.from_numpy(frames)) - z_goal).norm(dim=-1).numpy()
+        """uint8 [N, K, H, W, 3] to [N]."""
+        return goal_distance(embedded(frames), z_goal, weights).numpy()
 
     # -- the plan -----------------------------------------------------------------------------------
     planner = MPPI(
@@ -99,17 +111,19 @@ def main() -> None:
         sigma=args.sigma,
         seed=args.seed,
     )
-    frames, solved = [sim.render().copy()], []
+    frames, solved = [sim.look(cameras)], []
     make_sim = partial(suite.SIMULATOR, args.task, **options)
     with (
-        Rollouts(make_sim, last_frame, processes=args.processes) as rollouts,
+        Rollouts(
+            make_sim, partial(last_frame, cameras=cameras), processes=args.processes
+        ) as rollouts,
         tqdm(total=args.steps, unit="step") as bar,
     ):
         for _ in range(args.steps):
             state = sim.get_state()
             action = planner.plan(lambda actions, s=state: -distance(rollouts(s, actions)))
             _, _, success = sim.step(action)
-            frames.append(sim.render().copy())
+            frames.append(sim.look(cameras))
             solved.append(success)
             bar.update()
             bar.set_postfix(distance=f"{distance(frames[-1][None])[0]:.2f}", solved=success)
@@ -124,6 +138,7 @@ def main() -> None:
         f"distance {curve[0]:.2f} -> {curve[-1]:.2f}"
     )
     args.out.mkdir(parents=True, exist_ok=True)
+    frames, goal = [seen[0] for seen in frames], goals[0]  # of the first camera
     draw(frames, goal, curve, args.out / f"{args.task}.png")
     film(frames, goal, curve, args.out / f"{args.task}.mp4")
     print(f"wrote {args.out / args.task}.png and .mp4")

@@ -137,6 +137,16 @@ def test_goal_distance_by_hand():
     assert torch.allclose(goal_distance(Z, Z_NEXT), torch.tensor([math.sqrt(13), 10.0]))
 
 
+def test_distances_of_several_cameras_are_weighted_and_added_by_hand():
+    z = torch.tensor([3.0, 4.0, 0.0, 2.0])  # two cameras, 5 and 2 from the origin
+    goal = torch.zeros(4)
+    assert goal_distance(z, goal, [0.5, 2.0]) == 0.5 * 5 + 2.0 * 2
+    assert goal_distance(z, torch.stack([goal, z]), [0.5, 2.0]) == 0  # the nearest of two goals
+    assert goal_reward(z, goal, goal, weights=[0.5, 2.0]) == 6.5
+    with pytest.raises(ValueError, match="size 4, 3 weights"):
+        goal_distance(z, goal, [1.0, 1.0, 1.0])
+
+
 def test_the_nearest_of_several_goals_counts():
     goals = torch.tensor([[[0.0, 0.0], [3.0, 3.0]], [[0.0, 7.0], [30.0, 40.0]]])  # [B, G, D]
     assert goal_distance(Z, goals).tolist() == [1, 7]

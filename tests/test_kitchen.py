@@ -218,14 +218,14 @@ def test_a_picture_without_the_robot_is_of_objects_alone() -> None:
     sim = kitchen.KitchenSim("sdoor_open", image_size=48)
     sim.reset(0)
     start = sim.data.qpos.copy()
-    with_arm, without = sim.render().copy(), sim.render(robot=False).copy()
+    with_arm, without = sim.render().copy(), sim.render("default/no-robot").copy()
     assert (with_arm != without).any(-1).mean() > 0.05
     moved = start.copy()
     moved[:9] += 0.3
     sim.pose(moved)
     assert (sim.render() != with_arm).any()
     # a pixel where two surfaces meet may go to the other one
-    assert (sim.render(robot=False) != without).any(-1).mean() < 0.002
+    assert (sim.render("default/no-robot") != without).any(-1).mean() < 0.002
     sim.pose(start)
     np.testing.assert_array_equal(sim.render(), with_arm)  # and it comes back
     sim.close()

@@ -251,6 +251,11 @@ def test_cameras():
         ),
     )
     close(apart.rollout(2)["next", "reward"].flatten(), torch.tensor([10.0, 0.0]) * LEVEL)
+    added = VIPRewardTransform(goal={"left": grey(26), "right": grey(200)}, weights=[2.0, 0.5])
+    env = TransformedEnv(
+        GreyEnv(cameras=cameras), Compose(VIPTransform(CountingEncoder(), in_keys=cameras), added)
+    )
+    close(env.rollout(1)["next", "reward"], torch.tensor([[2.0 * GAIN + 0.5 * GAIN]]))
     with pytest.raises(ValueError, match="dict"):
         TransformedEnv(
             GreyEnv(cameras=cameras),

@@ -15,7 +15,7 @@ pytest.importorskip("dm_control", reason='pip install "torchrl-vip[dm]"')
 
 from torchrl.envs.utils import check_env_specs  # noqa: E402
 
-from torchrl_vip.envs import load_suite, named  # noqa: E402
+from torchrl_vip.envs import load_suite, metaworld, named  # noqa: E402
 from torchrl_vip.envs.simulator import ends_solved, play  # noqa: E402
 
 TASK = {"fetch": "fetch-push", "dm_manipulation": "lift_brick_vision", "adroit": "adroit-door"}
@@ -89,6 +89,34 @@ def test_wrong_names_are_errors_that_list_the_choices(suite) -> None:
         module.make_env("fly")
     with pytest.raises(ValueError, match="unknown camera 'nowhere'"):
         module.make_env(task, cameras="nowhere")
+
+
+def test_a_camera_without_the_robot_sees_the_objects_alone(suite) -> None:
+    module, task = suite
+    sim = module.SIMULATOR(task, image_size=64)
+    hidden = f"{sim.CAMERA}/no-robot"
+    sim.reset(0)
+    before = sim.look([sim.CAMERA, hidden])
+    assert (before[0] != before[1]).any(-1).mean() > 0.01
+    np.testing.assert_array_equal(sim.render(), before[0])  # and it comes back
+    for _ in range(6):
+        sim.step(np.full(sim.ACTION_SIZE, 0.5))
+    moved = [distance(*pair) for pair in zip(sim.look([sim.CAMERA, hidden]), before, strict=True)]
+    assert moved[0] > 0.5
+    assert moved[1] < 0.25 * moved[0]
+    sim.close()
+    alone = module.make_env(task, cameras=hidden, image_size=64)  # as the only camera
+    alone.sim.reset(0)
+    np.testing.assert_array_equal(alone.sim.render(), before[1])
+    alone.close()
+
+
+def test_a_suite_without_a_known_robot_cannot_leave_it_out() -> None:
+    class Robotless(metaworld.MetaWorldSim):
+        ROBOT = ""
+
+    with pytest.raises(ValueError, match="corner4/no-robot'.*no robot to leave out"):
+        Robotless("reach-v3", camera="corner4/no-robot")
 
 
 def test_several_cameras_have_keys_of_their_own(suite) -> None:

@@ -11,6 +11,7 @@ Pre-Training", ICLR 2023, arXiv 2210.00030.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDictBase
@@ -128,19 +129,22 @@ def preprocess(images: Tensor, size: int = 224, *, channel_dim: int | None = Non
     return (frames * (1 / (unit * std)) - offset).reshape(*batch, 3, size, size)
 
 
-def goal_distance(z: Tensor, z_goal: Tensor) -> Tensor:
+def goal_distance(z: Tensor, z_goal: Tensor, weights: Sequence[float] | None = None) -> Tensor:
     """Euclidean distance to the goal, ``-S(o; g)`` of the paper.
 
     Args:
         z: ``[*B, D]``, in embedding space.
         z_goal: ``[*B, D]``, or any shape that broadcasts to it, such as ``[D]``. One dimension more
             than ``z``, ``[*B, G, D]``, is a set of G goals of which the nearest counts.
+        weights: of K cameras, whose embeddings of ``D / K`` numbers stand one after another in ``z``.
+            Each camera's distance is taken by itself, and their weighted sum is the result: else a
+            camera that sees little change, such as one without the robot, drowns among the others.
 
     Returns:
-        ``[*B]``, in embedding units, at least float32.
+        ``[*B]``, in embedding units (times the weights'), at least float32.
 
     Raises:
-        ValueError: the embedding sizes differ.
+        ValueError: the embedding sizes differ, or D is not a multiple of the number of weights.
     """
     if z.shape[-1] != z_goal.shape[-1]:
         raise ValueError(
@@ -148,10 +152,19 @@ def goal_distance(z: Tensor, z_goal: Tensor) -> Tensor:
             f"{z_goal.shape[-1]} (shape {tuple(z_goal.shape)}): embed both with the same encoder."
         )
     dtype = torch.promote_types(torch.promote_types(z.dtype, z_goal.dtype), torch.float32)
-    if z_goal.ndim == z.ndim + 1:
-        z = z.unsqueeze(-2)
-        return torch.linalg.vector_norm(z.to(dtype) - z_goal.to(dtype), dim=-1).amin(-1)
-    return torch.linalg.vector_norm(z.to(dtype) - z_goal.to(dtype), dim=-1)
+    goals = z_goal.ndim == z.ndim + 1
+    way = (z.unsqueeze(-2) if goals else z).to(dtype) - z_goal.to(dtype)
+    if weights is None:
+        distance = torch.linalg.vector_norm(way, dim=-1)
+    elif way.shape[-1] % len(weights):
+        raise ValueError(
+            f"embedding of size {way.shape[-1]}, {len(weights)} weights: wanted as many as there are "
+            "cameras in it."
+        )
+    else:
+        parts = torch.linalg.vector_norm(way.unflatten(-1, (len(weights), -1)), dim=-1)
+        distance = parts @ torch.as_tensor(weights, dtype=dtype, device=parts.device)
+    return distance.amin(-1) if goals else distance
 
 
 def goal_reward(
@@ -163,6 +176,7 @@ def goal_reward(
     scale: float = 1.0,
     gamma: float = 0.98,
     threshold: float | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Tensor:
     """Reward of the step from o to o' for the goal g, with S(o; g) = -distance.
 
@@ -186,6 +200,7 @@ def goal_reward(
         scale: factor on the result (not on the 0 and 1 of ``"sparse"``).
         gamma: discount of ``"potential"``, in (0, 1].
         threshold: for ``"sparse"``, a distance in embedding units.
+        weights: of several cameras, see :func:`goal_distance`.
 
     Returns:
         ``[*B]`` from tensors, ``[*B, 1]`` from a tensordict.
@@ -202,16 +217,17 @@ def goal_reward(
             scale=scale,
             gamma=gamma,
             threshold=threshold,
+            weights=weights,
         )
         return reward.unsqueeze(-1)
     check_form(form, threshold)
-    distance_next = goal_distance(z_next, z_goal)
+    distance_next = goal_distance(z_next, z_goal, weights)
     if form == "sparse":
         return (distance_next <= threshold).to(distance_next.dtype)
     if form == "distance":
         return -scale * distance_next
     discount = gamma if form == "potential" else 1.0
-    return scale * (goal_distance(z, z_goal) - discount * distance_next)
+    return scale * (goal_distance(z, z_goal, weights) - discount * distance_next)
 
 
 def check_form(form: str, threshold: float | None) -> None:

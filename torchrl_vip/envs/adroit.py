@@ -61,6 +61,7 @@ def _environment(task: str) -> Any:
 class AdroitSim(Simulator):
     """One Adroit task; the reward is its dense one, success its own."""
 
+    ROBOT = "forearm"
     CAMERA = "front"
     MAX_STEPS = 200
     SURFACES = ("groundplane", "marblecube", "wood")

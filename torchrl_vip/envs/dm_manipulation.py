@@ -55,6 +55,7 @@ class ManipulationSim(Simulator):
         "left": ((0.0, 0.0, 0.12), 20.0, -30.0, 1.0),
         "right": ((0.0, 0.0, 0.12), 160.0, -30.0, 1.0),
     }
+    ROBOT = "jaco_arm/"
     CAMERA = "front_close"
     MAX_STEPS = 250
     ACTION_SIZE, STATE_SIZE, FULL_STATE_SIZE = 9, 12, 68

@@ -80,6 +80,7 @@ class FetchSim(Simulator):
         "side": ((1.3, 0.75, 0.5), 90.0, -25.0, 1.15),
         "wide": ((1.3, 0.75, 0.55), 132.0, -14.0, 2.5),  # the environment's own
     }
+    ROBOT = "robot0:base_link"
     CAMERA = "front"
     MAX_STEPS = 100
     ACTION_SIZE, STATE_SIZE, FULL_STATE_SIZE = 4, 4, 28

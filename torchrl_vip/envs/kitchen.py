@@ -15,7 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from torchrl_vip.envs import simulator
-from torchrl_vip.envs.simulator import Episode, Randomization, Simulator, mujoco
+from torchrl_vip.envs.simulator import (
+    WITHOUT_ROBOT,
+    Episode,
+    Randomization,
+    Simulator,
+    mujoco,
+)
 
 
 class Task(NamedTuple):
@@ -85,6 +91,7 @@ class KitchenSim(Simulator):
         # "default" runs is not published
         "default": ((-0.2, 0.5, 2.0), 70.0, -35.0, 2.2),
     }
+    ROBOT = "panda0_link0"
     CAMERA = "default"
     MESH_CELL = 0.008  # the arm has 134,000 faces, more than its picture has pixels
     MAX_STEPS = 100
@@ -114,26 +121,13 @@ class KitchenSim(Simulator):
         )
         # the model asks for a buffer of 2560 x 1920 whatever the image
         model.vis.global_.offwidth = model.vis.global_.offheight = image_size
-        of_robot = model.body_rootid == model.body_rootid[model.body("panda0_link0").id]
-        self._robot_geoms = np.flatnonzero(of_robot[model.geom_bodyid])
         self.bind(model, self.env.data)
         self._aim()
 
     def find_camera(self, name: str) -> str | mujoco.MjvCamera:
-        if name not in CAMERAS:
+        if name.removesuffix(WITHOUT_ROBOT) not in CAMERAS:
             raise ValueError(f"unknown camera {name!r}; choose from {list(CAMERAS)}")
         return super().find_camera(name.replace("_cam", "_cap"))  # the model's own name for it
-
-    def render(self, camera: str | None = None, *, robot: bool = True) -> np.ndarray:
-        """As :meth:`Simulator.render`; ``robot=False`` leaves the robot out of the picture."""
-        if robot:
-            return super().render(camera)
-        alpha = self.model.geom_rgba[self._robot_geoms, 3].copy()
-        self.model.geom_rgba[self._robot_geoms, 3] = 0.0
-        try:
-            return super().render(camera)
-        finally:
-            self.model.geom_rgba[self._robot_geoms, 3] = alpha
 
     def _aim(self) -> None:
         """Start, target and range of every object's joint, in qpos' order without the kettle."""

@@ -55,6 +55,7 @@ class MetaWorldSim(Simulator):
     WIDE = Randomization((0.0, 0.62, 0.12), (140.0, 400.0), (-60.0, -25.0), (0.9, 1.5))
     MILD = WIDE.mild((130, 170), (-45, -30), (0.9, 1.15))
     SURFACES = ("T_table", "T_floor", "T_wallmetal")
+    ROBOT = "base"
     CAMERA = "corner4"  # "corner2" from nearer: small objects cover more than a pixel
     MAX_STEPS = 200
     ACTION_SIZE, STATE_SIZE, FULL_STATE_SIZE = 4, 4, 39

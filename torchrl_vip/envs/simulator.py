@@ -43,6 +43,8 @@ from torchrl_vip.envs.looks import Distractor, Looks, Randomization  # noqa: E40
 from torchrl_vip.envs.meshes import simplify_meshes  # noqa: E402
 
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+WITHOUT_ROBOT = "/no-robot"
+"""Behind a camera's name: what it sees with the robot left out of the picture."""
 REST = 20  # steps of standing still that a solved state must outlast to be a goal
 Act = Callable[[np.ndarray, int], np.ndarray]
 """``act(full_state, t) -> action``."""
@@ -60,16 +62,19 @@ class Simulator(ABC):
 
     Args:
         task: a name of the suite.
-        camera: a camera of the model, or one of VIEWS; None is CAMERA.
+        camera: a camera of the model, or one of VIEWS; None is CAMERA. With "/no-robot" behind its
+            name (``"corner4/no-robot"``) it sees the scene without the robot: what a goal image taken
+            by a person shows, and what the robot's own pose cannot make look solved.
         image_size: height and width in pixels.
         render: ``"fast"`` drops shadows, reflections, multisampling and, with MESH_CELL, details of
             large meshes (a small fraction of the time in software), ``"faithful"`` keeps the model as
             shipped.
 
     Raises:
-        ValueError: an unknown camera or way to render.
+        ValueError: an unknown camera or way to render; "/no-robot" where the suite has no ROBOT.
     """
 
+    ROBOT: ClassVar[str] = ""  # a body of it
     CAMERA: ClassVar[str]  # by default
     MAX_STEPS: ClassVar[int]  # of an episode, by default
     WIDE: ClassVar[Randomization]  # looks to train on
@@ -89,6 +94,7 @@ class Simulator(ABC):
             raise ValueError(f"render is {render!r}; choose 'fast' or 'faithful'")
         self.task, self.image_size, self.fast = task, image_size, render == "fast"
         self.default_camera = self.camera = self.find_camera(camera or self.CAMERA)
+        self.with_robot = self._shows_robot(camera or self.CAMERA)
         self.model = self.data = self._renderer = None
         self._drawn: tuple[Randomization | None, int] = (None, 0)
         self.distractors: list[Distractor] = []
@@ -99,11 +105,11 @@ class Simulator(ABC):
         if model is self.model:
             self.data = data
             return
-        first = self._renderer is None
-        if not first:
+        if self._renderer is not None:
             self._renderer.close()
         self.model, self.data = model, data
         self._check_camera(self.default_camera)
+        self._robot_parts = self._parts_of_robot()
         visual = model.vis
         visual.global_.offwidth = max(visual.global_.offwidth, self.image_size)
         visual.global_.offheight = max(visual.global_.offheight, self.image_size)
@@ -112,10 +118,11 @@ class Simulator(ABC):
             if self.MESH_CELL:
                 simplify_meshes(model, self.MESH_CELL)
         self._renderer = mujoco.Renderer(model, self.image_size, self.image_size)
-        if first:
-            # a context freed after the driver has shut down prints a traceback at exit; registered
-            # after the driver's own hook, so that it comes before it
-            atexit.register(_close, weakref.ref(self))
+        # A context freed after the driver has shut down prints a traceback at exit. Hooks run last
+        # registered first, and each suite's import may bring a driver's.
+        _open.add(self)
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
         if self.fast:
             flag = mujoco.mjtRndFlag
             for name in (flag.mjRND_SHADOW, flag.mjRND_REFLECTION):
@@ -125,13 +132,33 @@ class Simulator(ABC):
             self.randomize(*self._drawn)
 
     def find_camera(self, name: str) -> str | mujoco.MjvCamera:
-        """The camera of the model, or the one of VIEWS, with this name."""
+        """The camera of the model, or the one of VIEWS, with this name, less "/no-robot"."""
+        name = name.removesuffix(WITHOUT_ROBOT)
         return _free_camera(*self.VIEWS[name]) if name in self.VIEWS else name
 
     def _check_camera(self, camera: str | mujoco.MjvCamera) -> None:
         names = [*self.VIEWS, *(self.model.cam(i).name for i in range(self.model.ncam))]
         if isinstance(camera, str) and camera not in names:
             raise ValueError(f"unknown camera {camera!r}; choose from {names}")
+
+    def _shows_robot(self, camera: str) -> bool:
+        hidden = camera.endswith(WITHOUT_ROBOT)
+        if hidden and not self.ROBOT:
+            raise ValueError(
+                f"camera {camera!r}: {type(self).__name__} knows no robot to leave out"
+            )
+        return not hidden
+
+    def _parts_of_robot(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Colours of geoms and of sites, each with the rows of those that the robot carries."""
+        if not self.ROBOT:
+            return []
+        model, root = self.model, self.model.body_rootid
+        carried = root == root[model.body(self.ROBOT).id]
+        return [
+            (model.geom_rgba, np.flatnonzero(carried[model.geom_bodyid])),
+            (model.site_rgba, np.flatnonzero(carried[model.site_bodyid])),
+        ]
 
     @abstractmethod
     def reset(self, seed: int) -> np.ndarray:
@@ -205,16 +232,27 @@ class Simulator(ABC):
         """The current frame, uint8 [H, W, 3], of the simulator's camera or another one.
 
         Raises:
-            ValueError: an unknown camera.
+            ValueError: an unknown camera; "/no-robot" where the suite has no ROBOT.
         """
-        view = self.camera
+        view, with_robot = self.camera, self.with_robot
         if camera is not None:
-            view = self.find_camera(camera)
+            view, with_robot = self.find_camera(camera), self._shows_robot(camera)
             self._check_camera(view)
-        self._renderer.update_scene(self.data, camera=view)
+        if with_robot:
+            self._renderer.update_scene(self.data, camera=view)
+        else:
+            self._update_without_robot(view)
         for thing in self.distractors:
             thing.add_to(self._renderer.scene)
         return self._renderer.render()
+
+    def _update_without_robot(self, view: str | mujoco.MjvCamera) -> None:
+        alphas = [rgba[rows, 3].copy() for rgba, rows in self._robot_parts]
+        for rgba, rows in self._robot_parts:
+            rgba[rows, 3] = 0.0
+        self._renderer.update_scene(self.data, camera=view)
+        for (rgba, rows), alpha in zip(self._robot_parts, alphas, strict=True):
+            rgba[rows, 3] = alpha
 
     def look(self, cameras: Sequence[str] | None = None) -> np.ndarray:
         """A frame to keep, uint8 [H, W, 3], or one of each of several cameras, [K, H, W, 3]."""
@@ -250,9 +288,12 @@ def _free_camera(
     return camera
 
 
-def _close(sim: weakref.ref[Simulator]) -> None:
-    if (alive := sim()) is not None:
-        alive.close()
+_open: weakref.WeakSet[Simulator] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for sim in list(_open):
+        sim.close()
 
 
 class SimulatorEnv(EnvBase):

@@ -8,7 +8,7 @@ or to [N, L, ...] after each of its last L. A simulator is a
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,10 @@ def last_reward(sim: Simulator, reward: float) -> float:
     return reward
 
 
-def last_frame(sim: Simulator, reward: float) -> np.ndarray:
-    """The frame, uint8 [H, W, 3]: only what is scored is rendered."""
-    return sim.render().copy()
+def last_frame(sim: Simulator, reward: float, cameras: Sequence[str] | None = None) -> np.ndarray:
+    """The frame, uint8 [H, W, 3], or one of each of ``cameras``, [K, H, W, 3]: only what is scored is
+    rendered."""
+    return sim.look(cameras)
 
 
 def rollout(

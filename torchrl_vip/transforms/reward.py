@@ -47,7 +47,7 @@ class VIPRewardTransform(Transform):
         encoder: as of :class:`VIPTransform`, or a VIPTransform. Embeds frames where in_keys name
             frames; only goals where they name embeddings.
         in_keys: embedding(s), by default "vip_vec"; or frames, with an encoder. Several embeddings
-            are compared as one, concatenated.
+            are compared as one, concatenated; see weights.
         reward_key: which of the environment's rewards, by default its only one.
         mode: ``"replace"`` the environment's reward, ``"add"`` to it, or ``"keep"`` it and write
             ours under ``vip_reward_key``.
@@ -58,6 +58,9 @@ class VIPRewardTransform(Transform):
         gamma: discount of ``form="potential"``.
         threshold: of ``form="sparse"``, embedding units; None is the checkpoint's
             ``success_threshold``.
+        weights: of the distances of several cameras, in the order of their embeddings, whose sum then
+            is the distance; see :func:`torchrl_vip.goal_distance`. None takes one distance between
+            all embeddings together.
         goal_reduction: of a list of goals: ``"mean"`` embedding, or ``"nearest"`` goal.
         goal_image_shape: declares "goal_image" with this shape (of one environment) in the state
             spec; by default the frames' own, where no goal is given.
@@ -91,6 +94,7 @@ class VIPRewardTransform(Transform):
         scale: float | str = 1.0,
         gamma: float = 0.98,
         threshold: float | None = None,
+        weights: Sequence[float] | None = None,
         goal_reduction: str = "mean",
         goal_image_shape: Sequence[int] | None = None,
     ):
@@ -114,6 +118,7 @@ class VIPRewardTransform(Transform):
         self.mode, self.form, self.gamma = mode, form, gamma
         self.vip_reward_key = None if vip_reward_key is None else unravel_key(vip_reward_key)
         self.scale, self.threshold = scale, threshold
+        self.weights = None if weights is None else [float(weight) for weight in weights]
         self.nearest = goal_reduction == "nearest"
         self.goal_image_shape = None if goal_image_shape is None else tuple(goal_image_shape)
         self.wants_goal_image = goal is None or goal_image_shape is not None
@@ -512,6 +517,7 @@ class VIPRewardTransform(Transform):
             scale=self._scale() if scale is None else scale,
             gamma=self.gamma,
             threshold=self._threshold(),
+            weights=self.weights,
         )
 
     def _config(self) -> dict:
