@@ -202,7 +202,10 @@ def test_candidates_are_ranked(tmp_path, monkeypatch, capsys) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", [(), ("--suite", "fetch", "--task", "fetch-push")])
+@pytest.mark.parametrize(
+    "suite",
+    [(), ("--suite", "fetch", "--task", "fetch-push", "--camera", "front+front/no-robot")],
+)
 def test_the_example_plans_and_draws(suite, tmp_path) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "examples/mppi.py", "--smoke", "--out", tmp_path, *suite],

@@ -83,6 +83,28 @@ def test_cameras_joined_by_a_plus_are_one_embedding_and_one_goal(goals: int) -> 
     env.close()
 
 
+def test_each_camera_has_its_part_in_the_reward_of_sac() -> None:
+    cfg = sac.SACConfig(
+        camera="corner4+corner4/no-robot", image_size=32, max_steps=4, frame_skip=1, encoder="tiny"
+    )
+    env = sac.make_env(0, cfg=cfg)
+    first, second = env.rollout(4), env.rollout(4)
+    statistics = common.input_statistics(sac.make_env(0, cfg=cfg), 8, cameras=2)
+
+    def distances(episode, *prefix):  # [T, 2]
+        way = episode[(*prefix, "vip_vec")] - episode["goal_embedding"]
+        return way.unflatten(-1, (2, -1)).norm(dim=-1)
+
+    starts = torch.stack([distances(first)[0], distances(second)[0]])
+    torch.testing.assert_close(statistics["first_distance"], starts.mean(0))
+    assert starts[0, 0] > 1.5 * starts[0, 1]  # the arm moves more than the button
+    episode = sac.make_env(1, cfg=cfg, statistics=statistics, film=True).rollout(4)
+    falls = (distances(episode) - distances(episode, "next")) / statistics["first_distance"]
+    torch.testing.assert_close(episode["next", "vip_reward"], falls.mean(-1, keepdim=True))
+    parts = (episode["z"] - episode["z_goal"])[0].unflatten(-1, (2, -1)).norm(dim=-1)
+    assert 0.5 < parts[0] / parts[1] < 2  # and in what the networks see
+
+
 def test_pixels_of_several_cameras_are_refused(tmp_path) -> None:
     result = run("drq", tmp_path / "run", "--camera", "corner4+behindGripper")
     assert result.returncode == 1 and "--observation embedding" in result.stderr
