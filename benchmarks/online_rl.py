@@ -4,7 +4,7 @@ Every run is `examples/sac.py` in a process of its own and a folder under --runs
 continued where its last checkpoint stands, a complete one is only read. The rewards: VIP alone (no
 reward of the environment), sparse success alone, the two together, the task's own dense reward. A random
 policy is evaluated from the same 50 starts as every run's last evaluation, which no training saw. Rows of
-other tasks and rewards that the results have already stay, each with its own command.
+other tasks and rewards that the results have already stay; each has the command that repeats its runs.
 
     python benchmarks/online_rl.py                   # about 25 minutes a run on one core
     python benchmarks/online_rl.py --tasks coffee-button-v3 --camera corner4 --seeds 0 --runs OTHER
@@ -17,9 +17,11 @@ import argparse
 import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 
@@ -31,6 +33,7 @@ SAC = ROOT.parent / "examples" / "sac.py"
 sys.path.insert(0, str(SAC.parent))
 
 from common import EVALUATION_SEED  # noqa: E402
+from sac import SACConfig  # noqa: E402
 
 from torchrl_vip.envs.metaworld import HELD_OUT_TASKS, MetaWorldSim  # noqa: E402
 
@@ -140,7 +143,7 @@ def table(args: argparse.Namespace, task: str) -> list[dict]:
             "final": {"step": 0, "success_last": random_success(task, args.episodes, args.max_steps)}}}}
     ]  # fmt: skip
     for reward in args.rewards:
-        seeds = {}
+        seeds, config = {}, {}
         for seed in args.seeds:
             scalars = folder(args, seed, task, reward) / "csv/scalars"
             curve = read(scalars / "eval/success_last.csv")
@@ -161,13 +164,42 @@ def table(args: argparse.Namespace, task: str) -> list[dict]:
                 ends = {"step": step, "success_last": last, "success_any": some}
                 seeds[str(seed)]["final"] = ends
         if seeds:
-            rows.append({"task": task, "reward": reward, "seeds": seeds})
+            command = command_of(config, list(seeds))
+            rows.append({"task": task, "reward": reward, "seeds": seeds, "command": command})
     return rows
+
+
+def command_of(config: dict, seeds: list[str]) -> str:
+    """What repeats the runs that were played with this config of examples/sac.py."""
+    ours = {key: config[key] for key in ("task", "camera", "reward", "steps", "max_steps")}
+    named = {"tasks": ours.pop("task"), "rewards": ours.pop("reward"), **ours}
+    words = [word for key, value in named.items() for word in (flag(key), str(value))]
+    more: list[str] = []
+    for field in fields(SACConfig):
+        value = config.get(field.name, field.default)
+        if value != field.default and field.name not in {
+            *ours,
+            "task",
+            "reward",
+            "seed",
+            "out",
+            "resume",
+        }:
+            more += [flag(field.name)] + ([] if value is True else [str(value)])
+    words += ["--seeds", *seeds, *(["--", *more] if more else [])]
+    return shlex.join(["python", "benchmarks/online_rl.py", *words])
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def merged(path: Path, rows: list[dict]) -> list[dict]:
     """With the rows of other tasks and rewards that ``path`` has, tasks in the order of their names."""
-    new = {(row["task"], row["reward"]): row | {"about": about()} for row in rows}
+    new = {}
+    for row in rows:
+        played = {"command": row.pop("command")} if "command" in row else {}
+        new[row["task"], row["reward"]] = row | {"about": about() | played}
     old = json.loads(path.read_text())["rows"] if path.exists() else []
     every = {(row["task"], row["reward"]): row for row in old} | new
     order = ["random policy", *REWARDS]
@@ -204,8 +236,7 @@ def markdown(rows: list[dict]) -> str:
             f"| {', '.join(f'{v:.2f}' for v in values)} | {np.mean(values):.2f} "
             f"| {', '.join(f'{v:.2f}' for v in some)} |"
         )
-    commands = {in_words(row["about"]): row["task"] for row in rows}  # a task may have several
-    lines += ["", *(f"- {task}: {command}" for command, task in commands.items())]
+    lines += ["", *(f"- {r['task']}, {r['reward']}: {in_words(r['about'])}" for r in rows)]
     return "\n".join([*lines, ""])
 
 

@@ -139,4 +139,7 @@ def test_online_rl_runs_and_is_only_read_again(tmp_path):
         ("reach-v3", "random policy"), ("reach-v3", "vip"), ("reach-v3", "sparse"),
     ]  # fmt: skip
     table = (tmp_path / "results/online_rl.md").read_text()
-    assert table.count("| push-v3") == 2 and "- reach-v3: `python" in table
+    assert table.count("| push-v3") == 2
+    repeat = next(line for line in table.splitlines() if line.startswith("- reach-v3, vip: `"))
+    assert "--tasks reach-v3 --rewards vip --camera behindGripper --steps 36 " in repeat
+    assert "--max-steps 12 --seeds 0 -- " in repeat and " --smoke" in repeat

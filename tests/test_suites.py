@@ -3,6 +3,8 @@
 import functools
 import gc
 import os
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -117,6 +119,19 @@ def test_a_suite_without_a_known_robot_cannot_leave_it_out() -> None:
 
     with pytest.raises(ValueError, match="corner4/no-robot'.*no robot to leave out"):
         Robotless("reach-v3", camera="corner4/no-robot")
+
+
+@pytest.mark.slow
+def test_simulators_left_open_say_nothing_at_exit() -> None:
+    code = (
+        "from torchrl_vip.envs import load_suite\n"
+        "sims = [load_suite(s).SIMULATOR(t, image_size=16) for s, t in TASK.items()]\n"
+        "for sim in sims: sim.reset(0), sim.render()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"TASK = {TASK}\n{code}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
 def test_several_cameras_have_keys_of_their_own(suite) -> None:

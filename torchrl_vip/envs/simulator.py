@@ -250,9 +250,11 @@ class Simulator(ABC):
         alphas = [rgba[rows, 3].copy() for rgba, rows in self._robot_parts]
         for rgba, rows in self._robot_parts:
             rgba[rows, 3] = 0.0
-        self._renderer.update_scene(self.data, camera=view)
-        for (rgba, rows), alpha in zip(self._robot_parts, alphas, strict=True):
-            rgba[rows, 3] = alpha
+        try:
+            self._renderer.update_scene(self.data, camera=view)
+        finally:
+            for (rgba, rows), alpha in zip(self._robot_parts, alphas, strict=True):
+                rgba[rows, 3] = alpha
 
     def look(self, cameras: Sequence[str] | None = None) -> np.ndarray:
         """A frame to keep, uint8 [H, W, 3], or one of each of several cameras, [K, H, W, 3]."""
