@@ -1,9 +1,10 @@
-"""Plan to a goal image with MPPI on the real simulator, and draw what the planner saw.
+r"""Plan to a goal image with MPPI on the real simulator, and draw what the planner saw.
 
     python examples/mppi.py --task sdoor_open --out plan            # about a minute on two cores
     python examples/mppi.py --task light_on --camera right_cam --start 0 --steps 100
     python examples/mppi.py --suite fetch --task fetch-push
-    python examples/mppi.py --suite metaworld --task door-close-v3 --camera corner4+corner4/no-robot
+    python examples/mppi.py --suite metaworld --task door-close-v3 --frame-skip 2 \
+        --camera corner4+corner4/no-robot
 
 At every step 32 noisy action sequences run ahead from the saved state of the simulator, each is scored
 by the embedding distance of its last frame to the goal, and their weighted mean moves the robot by one
@@ -51,9 +52,10 @@ def parse_args() -> argparse.Namespace:
     add("--task", default="sdoor_open", help="one of the suite's (%(default)s)")
     add("--camera", help="its name, or several joined by + (the suite's own)")
     add("--start", type=int, default=15, help="kitchen: state of a demonstration (%(default)s)")
-    add("--steps", type=int, default=50, help="at most (%(default)s)")
+    add("--steps", type=int, default=50, help="actions at most (%(default)s)")
     add("--trajectories", type=int, default=32, help="candidates a step (%(default)s)")
-    add("--horizon", type=int, default=12, help="steps a candidate looks ahead (%(default)s)")
+    add("--horizon", type=int, default=12, help="actions a candidate looks ahead (%(default)s)")
+    add("--frame-skip", type=int, default=1, help="steps that an action is held (%(default)s)")
     add("--sigma", type=float, default=1.0, help="of the noise, actions (%(default)s)")
     add("--encoder", help="checkpoint's name or folder (the bundled one)")
     add("--blur", type=float, default=0.0, help="before the encoder, pixels (%(default)s)")
@@ -121,8 +123,11 @@ def main() -> None:
     ):
         for _ in range(args.steps):
             state = sim.get_state()
-            action = planner.plan(lambda actions, s=state: -distance(rollouts(s, actions)))
-            _, _, success = sim.step(action)
+            action = planner.plan(
+                lambda a, s=state: -distance(rollouts(s, a.repeat(args.frame_skip, axis=1)))
+            )
+            for _ in range(args.frame_skip):
+                _, _, success = sim.step(action)
             frames.append(sim.look(cameras))
             solved.append(success)
             bar.update()
