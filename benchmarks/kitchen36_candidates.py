@@ -50,8 +50,8 @@ from torchrl_vip.planning.demonstrate import PlanningSim, state_reward
 KAPPA = 5.0
 CANDIDATES = 32
 RIVALS = ["tiny", "head", "block10", "imagenet", "untrained", "pixels"]
-VIEWS = [*CAMERAS, *(camera + WITHOUT_ROBOT for camera in CAMERAS)]
-FORMS = {  # goals, and the places in VIEWS of those whose distances are added
+ALL_CAMERAS = [*CAMERAS, *(camera + WITHOUT_ROBOT for camera in CAMERAS)]
+FORMS = {  # goals, and the places in ALL_CAMERAS of those whose distances are added
     "one goal": (1, [[0], [1], [2]]),
     "mean of 3 goals": (3, [[0], [1], [2]]),
     "one goal, with and without the robot": (1, [[0, 3], [1, 4], [2, 5]]),
@@ -89,7 +89,7 @@ def decisions(task: str, image_size: int) -> Iterator[Decision]:
         closing(KitchenSim(task, image_size=image_size)) as sim,
         closing(PlanningSim(task, image_size=image_size)) as ahead,
     ):
-        ends = pictures(sim, np.stack([d.qpos[-1] for d in solved]), VIEWS)
+        ends = pictures(sim, np.stack([d.qpos[-1] for d in solved]), ALL_CAMERAS)
         for number, demonstration in enumerate(solved):
             first, last = easy_start(demonstration), len(demonstration.actions)
             for step in np.linspace(first, first + 0.75 * (last - first), 3).round().astype(int):
@@ -101,7 +101,7 @@ def decisions(task: str, image_size: int) -> Iterator[Decision]:
                 tried = np.clip(noise, -1, 1)
                 ends_of = rollout(ahead, state, tried, end)
                 reached = np.concatenate([sim.data.qpos[None], ends_of["qpos"]])
-                frames = pictures(sim, reached, VIEWS)
+                frames = pictures(sim, reached, ALL_CAMERAS)
                 yield Decision(
                     frames=frames[1:],
                     goals=np.roll(ends, -number, axis=0),

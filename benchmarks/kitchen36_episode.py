@@ -87,6 +87,7 @@ def scale_of(z_start: Tensor, z_goal: Tensor, weights: Sequence[float] | None = 
     if len(z_start) == 1:
         return torch.ones(1)
     shares = torch.tensor(weights or [1.0] * len(z_start))
+    # not camera_weights: late in a demonstration a camera may see no way to the goal any more
     return shares / shares.sum() / (z_start - z_goal).norm(dim=-1).clamp(min=1e-6)
 
 

@@ -44,6 +44,11 @@ REWARDS = {
     "dense": "the task's dense reward",
 }
 
+OURS = {  # flags of examples/sac.py that have one here
+    "task": "--tasks", "camera": "--camera", "reward": "--rewards", "steps": "--steps",
+    "max_steps": "--max-steps", "final_episodes": "--episodes",
+}  # fmt: skip
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -87,7 +92,7 @@ def main() -> None:
 
 
 def folder(args: argparse.Namespace, seed: int, task: str, reward: str) -> Path:
-    return args.runs / f"{task}_{reward}_{seed}"
+    return args.runs / f"{task}_{args.camera.replace('/', '-')}_{reward}_{seed}"
 
 
 def play(args: argparse.Namespace, seed: int, task: str, reward: str) -> None:
@@ -139,17 +144,18 @@ def read(path: Path) -> list[tuple[int, float]]:
 def table(args: argparse.Namespace, task: str) -> list[dict]:
     """A row for the random policy, and one for every reward that has runs."""
     rows = [
-        {"task": task, "reward": "random policy", "seeds": {"0": {
+        {"task": task, "reward": "random policy", "about": about(), "seeds": {"0": {
             "final": {"step": 0, "success_last": random_success(task, args.episodes, args.max_steps)}}}}
     ]  # fmt: skip
     for reward in args.rewards:
-        seeds, config = {}, {}
+        seeds, configs = {}, {}
         for seed in args.seeds:
             scalars = folder(args, seed, task, reward) / "csv/scalars"
             curve = read(scalars / "eval/success_last.csv")
             if not curve:
                 continue
             config = json.loads((folder(args, seed, task, reward) / "config.json").read_text())
+            configs[str(seed)] = config
             seeds[str(seed)] = {
                 "camera": config["camera"],
                 "action_cost": config.get("action_cost", 0.0),
@@ -164,42 +170,30 @@ def table(args: argparse.Namespace, task: str) -> list[dict]:
                 ends = {"step": step, "success_last": last, "success_any": some}
                 seeds[str(seed)]["final"] = ends
         if seeds:
-            command = command_of(config, list(seeds))
-            rows.append({"task": task, "reward": reward, "seeds": seeds, "command": command})
+            played = about() | {"command": commands_of(configs)}
+            rows.append({"task": task, "reward": reward, "seeds": seeds, "about": played})
     return rows
 
 
-def command_of(config: dict, seeds: list[str]) -> str:
-    """What repeats the runs that were played with this config of examples/sac.py."""
-    ours = {key: config[key] for key in ("task", "camera", "reward", "steps", "max_steps")}
-    named = {"tasks": ours.pop("task"), "rewards": ours.pop("reward"), **ours}
-    words = [word for key, value in named.items() for word in (flag(key), str(value))]
-    more: list[str] = []
-    for field in fields(SACConfig):
-        value = config.get(field.name, field.default)
-        if value != field.default and field.name not in {
-            *ours,
-            "task",
-            "reward",
-            "seed",
-            "out",
-            "resume",
-        }:
-            more += [flag(field.name)] + ([] if value is True else [str(value)])
-    words += ["--seeds", *seeds, *(["--", *more] if more else [])]
-    return shlex.join(["python", "benchmarks/online_rl.py", *words])
-
-
-def flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def commands_of(configs: dict[str, dict]) -> str:
+    """What repeats the runs of these seeds, each with its config of examples/sac.py."""
+    seeds: dict[tuple[str, ...], list[str]] = {}
+    for seed, config in configs.items():
+        words = [word for key, flag in OURS.items() for word in (flag, str(config[key]))]
+        more = []
+        for entry in fields(SACConfig):
+            value = config.get(entry.name, entry.default)
+            if value != entry.default and entry.name not in {*OURS, "seed", "out", "resume"}:
+                flag = f"--{entry.name.replace('_', '-')}"
+                more += [flag] if value is True else [flag, str(value)]
+        seeds.setdefault((*words, *(["--", *more] if more else [])), []).append(seed)
+    start = ["python", "benchmarks/online_rl.py", "--seeds"]
+    return "; ".join(shlex.join([*start, *numbers, *words]) for words, numbers in seeds.items())
 
 
 def merged(path: Path, rows: list[dict]) -> list[dict]:
     """With the rows of other tasks and rewards that ``path`` has, tasks in the order of their names."""
-    new = {}
-    for row in rows:
-        played = {"command": row.pop("command")} if "command" in row else {}
-        new[row["task"], row["reward"]] = row | {"about": about() | played}
+    new = {(row["task"], row["reward"]): row for row in rows}
     old = json.loads(path.read_text())["rows"] if path.exists() else []
     every = {(row["task"], row["reward"]): row for row in old} | new
     order = ["random policy", *REWARDS]

@@ -28,6 +28,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import EnvBase, ObservationNorm, Transform, TransformedEnv
 
+from torchrl_vip import camera_weights
 from torchrl_vip.envs import SUITES, load_suite
 
 torchrl.logger.setLevel("WARNING")  # its notes break the progress bar
@@ -138,7 +139,8 @@ def training_seed(cfg: Config, worker: int, step: int) -> int:
 class TrainingReward(Transform):
     """The reward to learn from as "reward" ``[*B, 1]``; the environment's own as "dense_reward".
 
-    Stands behind ``VIPRewardTransform(mode="keep", scale="auto")``. "sparse" is 1 where "success".
+    Stands behind a ``VIPRewardTransform(mode="keep")`` by which a success returns about 1. "sparse" is 1
+    where "success".
 
     Args:
         choice: names in REWARD_SCALES, joined by "+": their weighted sum.
@@ -194,23 +196,25 @@ def goal_images(cfg: Config, count: int) -> list[np.ndarray | dict]:
 
 def input_statistics(env: EnvBase, steps: int, cameras: int = 1) -> TensorDict:
     """Mean and scale of "vip_vec" and "state" over ``steps`` random ones, for :func:`scaled_inputs`, and
-    the mean of each camera's distance to the goal where episodes begin, "first_distance" ``[K]``."""
+    "camera_weights" ``[K]`` of ``cameras`` in "vip_vec", from where episodes begin and their
+    "goal_embedding"."""
     seen = env.rollout(steps, break_when_any_done=False)
     z, state = seen["vip_vec"], seen["state"]
-    begins = torch.ones(len(seen), dtype=torch.bool)
-    begins[1:] = seen["next", "done"][:-1, 0]
-    way = (seen["goal_embedding"] - z)[begins].unflatten(-1, (cameras, -1))
-    first_distance = way.norm(dim=-1).mean(0)
+    weights = torch.ones(1)
+    if cameras > 1:
+        begins = torch.ones(len(seen), dtype=torch.bool)
+        begins[1:] = seen["next", "done"][:-1, 0]
+        weights = camera_weights(z[begins], seen["goal_embedding"][begins], cameras)
     # One scale for all of an embedding: distances keep their proportions, and the directions in
     # which random actions change little are not blown up. Its many numbers weigh as much together
     # as the few of the state, else these drown. Cameras weigh alike, each by the way to its goal: one
     # that sees no robot changes little at random, and shows what counts.
     spread = z.std(0).square().sum().sqrt() / state.shape[-1] ** 0.5
-    share = first_distance / first_distance.square().mean().sqrt()
+    share = (1 / weights) / (1 / weights).square().mean().sqrt()
     return TensorDict(
         z_loc=z.mean(0),
         z_scale=spread * share.repeat_interleave(z.shape[-1] // cameras),
-        first_distance=first_distance,
+        camera_weights=weights,
         state_loc=state.mean(0),
         state_scale=state.std(0).clamp_min(1e-2),
     )

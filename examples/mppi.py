@@ -7,11 +7,11 @@ r"""Plan to a goal image with MPPI on the real simulator, and draw what the plan
         --camera corner4+corner4/no-robot
 
 At every step 32 noisy action sequences run ahead from the saved state of the simulator, each is scored
-by the embedding distance of its last frame to the goal, and their weighted mean moves the robot by one
-step (VIP, arXiv 2210.00030, appendix E). Several cameras, joined by +, are embedded each by itself, and their
-distances added in parts of what each was at the start; one whose name ends in "/no-robot" sees the scene, and
-the goal, without the robot. It stops once the task has been solved for five steps. Any
-suite whose simulator saves its state will do.
+by the embedding distance of its last frame to the goal, and their weighted mean gives the next
+action (VIP, arXiv 2210.00030, appendix E). It stops once the task has been solved for five actions. Any suite
+whose simulator saves its state will do. Several cameras, joined by +, are embedded each by itself, and
+their distances added in parts of what each was at the start; one whose name ends in "/no-robot" sees the
+scene, and the goal, without the robot.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from torchrl_vip import FrozenEncoder, goal_distance, load_vip
+from torchrl_vip import FrozenEncoder, camera_weights, goal_distance, load_vip
 from torchrl_vip.data.video import write_video
 from torchrl_vip.envs import load_suite
 from torchrl_vip.planning import MPPI, Rollouts, last_frame
@@ -67,6 +67,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.task not in (tasks := load_suite(args.suite).list_tasks()):
         parser.error(f"unknown task {args.task!r}; {args.suite} has {', '.join(tasks)}")
+    if args.frame_skip < 1:
+        parser.error(f"--frame-skip is {args.frame_skip}; wanted a positive number of steps")
     if args.smoke:
         args.steps, args.trajectories, args.horizon, args.processes = 2, 3, 2, 0
     return args
@@ -80,8 +82,8 @@ def main() -> None:
     sim = suite.SIMULATOR(args.task, **options)
 
     # -- the goal and the start ---------------------------------------------------------------------
-    goals = sim.solved_frame(args.seed, cameras=cameras)
-    if goals is None:
+    goal = sim.solved_frame(args.seed, cameras=cameras)
+    if goal is None:
         sys.exit(f"error: the script does not solve {args.task} from seed {args.seed}: try another")
     if args.suite == "kitchen":
         demonstrations = suite.demonstrations(args.task)
@@ -96,10 +98,9 @@ def main() -> None:
         """uint8 [N, K, H, W, 3] to [N, K D], the cameras' embeddings one after another."""
         return encoder(torch.from_numpy(frames).flatten(0, 1)).reshape(len(frames), -1)
 
-    z_goal, weights = embedded(goals[None])[0], None
+    z_goal, weights = embedded(goal[None])[0], None
     if len(cameras) > 1:
-        way = (embedded(sim.look(cameras)[None])[0] - z_goal).unflatten(-1, (len(cameras), -1))
-        weights = 1 / way.norm(dim=-1) / len(cameras)
+        weights = camera_weights(embedded(sim.look(cameras)[None]), z_goal, len(cameras))
 
     def distance(frames: np.ndarray) -> np.ndarray:
         """uint8 [N, K, H, W, 3] to [N]."""
@@ -119,12 +120,12 @@ def main() -> None:
         Rollouts(
             make_sim, partial(last_frame, cameras=cameras), processes=args.processes
         ) as rollouts,
-        tqdm(total=args.steps, unit="step") as bar,
+        tqdm(total=args.steps, unit="action") as bar,
     ):
         for _ in range(args.steps):
             state = sim.get_state()
             action = planner.plan(
-                lambda a, s=state: -distance(rollouts(s, a.repeat(args.frame_skip, axis=1)))
+                lambda tried, s=state: -distance(rollouts(s, tried.repeat(args.frame_skip, axis=1)))
             )
             for _ in range(args.frame_skip):
                 _, _, success = sim.step(action)
@@ -139,11 +140,11 @@ def main() -> None:
     # -- what came of it ----------------------------------------------------------------------------
     curve = distance(np.stack(frames))
     print(
-        f"{args.task}: {'solved' if solved[-1] else 'not solved'} after {len(solved)} steps; "
+        f"{args.task}: {'solved' if solved[-1] else 'not solved'} after {len(solved)} actions; "
         f"distance {curve[0]:.2f} -> {curve[-1]:.2f}"
     )
     args.out.mkdir(parents=True, exist_ok=True)
-    frames, goal = [seen[0] for seen in frames], goals[0]  # of the first camera
+    frames, goal = [seen[0] for seen in frames], goal[0]  # of the first camera
     draw(frames, goal, curve, args.out / f"{args.task}.png")
     film(frames, goal, curve, args.out / f"{args.task}.mp4")
     print(f"wrote {args.out / args.task}.png and .mp4")
@@ -152,7 +153,7 @@ def main() -> None:
 def draw(frames: list[np.ndarray], goal: np.ndarray, curve: np.ndarray, path: Path) -> None:
     """Five frames and the goal above the distance."""
     shown = np.linspace(0, len(frames) - 1, 5).astype(int)
-    names = [f"step {i}" for i in shown] + ["goal"]
+    names = [f"action {i}" for i in shown] + ["goal"]
     keys = [f"{column}" for column in range(6)]
     figure, axes = plt.subplot_mosaic(
         [keys, ["curve"] * 6], figsize=(12, 5), height_ratios=[1, 1.2], layout="constrained"
@@ -163,7 +164,7 @@ def draw(frames: list[np.ndarray], goal: np.ndarray, curve: np.ndarray, path: Pa
         axes[key].set_title(name, fontsize=9)
         axes[key].axis("off")
     axes["curve"].plot(curve)
-    axes["curve"].set(xlabel="environment step", ylabel="distance to the goal", ylim=(0, None))
+    axes["curve"].set(xlabel="action", ylabel="distance to the goal", ylim=(0, None))
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -180,7 +181,7 @@ def film(frames: list[np.ndarray], goal: np.ndarray, curve: np.ndarray, path: Pa
         axes[name].set_title(name)
         axes[name].axis("off")
     (line,) = axes["curve"].plot(curve)
-    axes["curve"].set(xlabel="environment step", ylabel="distance to the goal", ylim=(0, None))
+    axes["curve"].set(xlabel="action", ylabel="distance to the goal", ylim=(0, None))
     pictures = []
     for t, frame in enumerate(frames):
         now.set_data(frame)

@@ -70,7 +70,7 @@ def make_env(seed: int, *, cfg: SACConfig, goal=None, statistics=None, film=Fals
     # a success returns about 1; of several cameras each has its part in that
     scale, weights = "auto", None
     if statistics is not None and len(cfg.frame_keys) > 1:
-        scale, weights = 1.0, 1 / statistics["first_distance"] / len(cfg.frame_keys)
+        scale, weights = 1.0, statistics["camera_weights"]
     env.append_transform(VIPRewardTransform(goal=goal, mode="keep", scale=scale, weights=weights))
     env.append_transform(TrainingReward(cfg.reward, cfg.action_cost))
     if statistics is not None:
@@ -106,8 +106,9 @@ def main() -> None:
     make = partial(make_env, cfg=cfg, goal=goal)
     statistics = run.statistics
     if statistics is None:
-        env = make(common.EVALUATION_SEED - 1)
-        statistics = common.input_statistics(env, 3 * cfg.max_steps, len(cfg.frame_keys))
+        statistics = common.input_statistics(
+            make(common.EVALUATION_SEED - 1), 3 * cfg.max_steps, len(cfg.frame_keys)
+        )
     make = partial(make, statistics=statistics)
     eval_env = make(common.EVALUATION_SEED, film=True)
     size, actions = eval_env.observation_spec["observation"].shape[-1], eval_env.action_spec

@@ -124,7 +124,7 @@ def test_online_rl_runs_and_is_only_read_again(tmp_path):
     ]  # fmt: skip
     first = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert first.returncode == 0, first.stderr
-    assert "reach-v3_vip_0: begins" in first.stdout
+    assert "reach-v3_behindGripper_vip_0: begins" in first.stdout
     rows = json.loads((tmp_path / "results/online_rl.json").read_text())["rows"]
     assert [row["reward"] for row in rows] == ["random policy", "vip"]
     assert rows[1]["seeds"]["0"]["final"]["step"] == 36
@@ -132,7 +132,7 @@ def test_online_rl_runs_and_is_only_read_again(tmp_path):
     kept = [dict(row, task="push-v3") for row in rows] + [dict(rows[1], reward="sparse")]
     (tmp_path / "results/online_rl.json").write_text(json.dumps({"rows": kept}))
     again = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert "reach-v3_vip_0: complete" in again.stdout
+    assert "reach-v3_behindGripper_vip_0: complete" in again.stdout
     both = json.loads((tmp_path / "results/online_rl.json").read_text())["rows"]
     assert [(row["task"], row["reward"]) for row in both] == [
         ("push-v3", "random policy"), ("push-v3", "vip"),
@@ -141,5 +141,5 @@ def test_online_rl_runs_and_is_only_read_again(tmp_path):
     table = (tmp_path / "results/online_rl.md").read_text()
     assert table.count("| push-v3") == 2
     repeat = next(line for line in table.splitlines() if line.startswith("- reach-v3, vip: `"))
-    assert "--tasks reach-v3 --rewards vip --camera behindGripper --steps 36 " in repeat
-    assert "--max-steps 12 --seeds 0 -- " in repeat and " --smoke" in repeat
+    assert "--seeds 0 --tasks reach-v3 --camera behindGripper --rewards vip --steps 36 " in repeat
+    assert "--max-steps 12 --episodes 1 -- " in repeat and " --smoke" in repeat

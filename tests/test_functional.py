@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torchrl.data import HERReplayBuffer, LazyTensorStorage
 from torchvision.transforms import v2
 
-from torchrl_vip import goal_distance, goal_reward, preprocess
+from torchrl_vip import camera_weights, goal_distance, goal_reward, preprocess
 from torchrl_vip.functional import IMAGENET_MEAN, IMAGENET_STD, check_range, to_chw
 
 
@@ -143,8 +143,24 @@ def test_distances_of_several_cameras_are_weighted_and_added_by_hand():
     assert goal_distance(z, goal, [0.5, 2.0]) == 0.5 * 5 + 2.0 * 2
     assert goal_distance(z, torch.stack([goal, z]), [0.5, 2.0]) == 0  # the nearest of two goals
     assert goal_reward(z, goal, goal, weights=[0.5, 2.0]) == 6.5
-    with pytest.raises(ValueError, match="size 4, 3 weights"):
-        goal_distance(z, goal, [1.0, 1.0, 1.0])
+    for wrong in ([1.0, 1.0, 1.0], []):
+        with pytest.raises(ValueError, match=f"size 4, {len(wrong)} weights"):
+            goal_distance(z, goal, wrong)
+
+
+def test_camera_weights_by_hand():
+    begins = torch.tensor(
+        [[3.0, 4.0, 0.0, 2.0], [0.0, 7.0, 0.0, 4.0]]
+    )  # 5, 2 and 7, 4 from the origin
+    weights = camera_weights(begins, ORIGIN.repeat(2), 2)
+    torch.testing.assert_close(weights, torch.tensor([1 / 12, 1 / 6]))
+    assert goal_distance(begins, ORIGIN.repeat(2), weights).mean() == 1
+    with pytest.raises(ValueError, match=r"sees no way to the goal.*\[5.0, 0.0\]"):
+        camera_weights(torch.tensor([3.0, 4.0, 0.0, 0.0]), torch.zeros(4), 2)
+    with pytest.raises(ValueError, match="sees no way"):
+        camera_weights(torch.zeros(4), torch.zeros(4), 2)
+    with pytest.raises(ValueError, match="size 4 is not of 3 cameras"):
+        camera_weights(begins, torch.zeros(4), 3)
 
 
 def test_the_nearest_of_several_goals_counts():

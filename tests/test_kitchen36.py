@@ -213,5 +213,5 @@ def test_the_example_plans_and_draws(suite, tmp_path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "solved after 2 steps; distance" in done.stdout
+    assert "solved after 2 actions; distance" in done.stdout
     assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".mp4"}

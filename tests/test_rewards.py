@@ -256,6 +256,14 @@ def test_cameras():
         GreyEnv(cameras=cameras), Compose(VIPTransform(CountingEncoder(), in_keys=cameras), added)
     )
     close(env.rollout(1)["next", "reward"], torch.tensor([[2.0 * GAIN + 0.5 * GAIN]]))
+    with pytest.raises(ValueError, match="3 weights for the cameras"):
+        env = TransformedEnv(
+            GreyEnv(cameras=cameras), VIPTransform(CountingEncoder(), in_keys=cameras)
+        )
+        env.append_transform(VIPRewardTransform(weights=[1.0, 1.0, 1.0])).observation_spec  # noqa: B018
+    for wrong in ({"scale": "auto"}, {"form": "sparse"}):
+        with pytest.raises(ValueError, match="give numbers"):
+            VIPRewardTransform(weights=[1.0, 1.0], **wrong)
     with pytest.raises(ValueError, match="dict"):
         TransformedEnv(
             GreyEnv(cameras=cameras),

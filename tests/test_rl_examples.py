@@ -96,11 +96,11 @@ def test_each_camera_has_its_part_in_the_reward_of_sac() -> None:
         return way.unflatten(-1, (2, -1)).norm(dim=-1)
 
     starts = torch.stack([distances(first)[0], distances(second)[0]])
-    torch.testing.assert_close(statistics["first_distance"], starts.mean(0))
+    torch.testing.assert_close(statistics["camera_weights"], 0.5 / starts.mean(0))
     assert starts[0, 0] > 1.5 * starts[0, 1]  # the arm moves more than the button
     episode = sac.make_env(1, cfg=cfg, statistics=statistics, film=True).rollout(4)
-    falls = (distances(episode) - distances(episode, "next")) / statistics["first_distance"]
-    torch.testing.assert_close(episode["next", "vip_reward"], falls.mean(-1, keepdim=True))
+    falls = (distances(episode) - distances(episode, "next")) * statistics["camera_weights"]
+    torch.testing.assert_close(episode["next", "vip_reward"], falls.sum(-1, keepdim=True))
     parts = (episode["z"] - episode["z_goal"])[0].unflatten(-1, (2, -1)).norm(dim=-1)
     assert 0.5 < parts[0] / parts[1] < 2  # and in what the networks see
 

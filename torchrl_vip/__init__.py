@@ -1,7 +1,7 @@
 """VIP for TorchRL: rewards for robots from nothing but a goal image."""
 
 from torchrl_vip.encoders import ENCODERS, FrozenEncoder, VIPEncoder
-from torchrl_vip.functional import goal_distance, goal_reward, preprocess, vip_loss
+from torchrl_vip.functional import camera_weights, goal_distance, goal_reward, preprocess, vip_loss
 from torchrl_vip.losses import VIPLoss
 from torchrl_vip.streaming import VIPReward, VIPRewardWrapper
 from torchrl_vip.transforms import VIPRewardTransform, VIPTransform
@@ -17,6 +17,7 @@ __all__ = [
     "VIPRewardTransform",
     "VIPRewardWrapper",
     "VIPTransform",
+    "camera_weights",
     "goal_distance",
     "goal_reward",
     "load_vip",

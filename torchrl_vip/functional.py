@@ -129,7 +129,9 @@ def preprocess(images: Tensor, size: int = 224, *, channel_dim: int | None = Non
     return (frames * (1 / (unit * std)) - offset).reshape(*batch, 3, size, size)
 
 
-def goal_distance(z: Tensor, z_goal: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+def goal_distance(
+    z: Tensor, z_goal: Tensor, weights: Sequence[float] | Tensor | None = None
+) -> Tensor:
     """Euclidean distance to the goal, ``-S(o; g)`` of the paper.
 
     Args:
@@ -139,6 +141,7 @@ def goal_distance(z: Tensor, z_goal: Tensor, weights: Sequence[float] | None = N
         weights: of K cameras, whose embeddings of ``D / K`` numbers stand one after another in ``z``.
             Each camera's distance is taken by itself, and their weighted sum is the result: else a
             camera that sees little change, such as one without the robot, drowns among the others.
+            :func:`camera_weights` finds them.
 
     Returns:
         ``[*B]``, in embedding units (times the weights'), at least float32.
@@ -146,25 +149,52 @@ def goal_distance(z: Tensor, z_goal: Tensor, weights: Sequence[float] | None = N
     Raises:
         ValueError: the embedding sizes differ, or D is not a multiple of the number of weights.
     """
+    if weights is not None and (not len(weights) or z.shape[-1] % len(weights)):
+        raise ValueError(
+            f"embedding of size {z.shape[-1]}, {len(weights)} weights: wanted as many as there are "
+            "cameras in it."
+        )
     if z.shape[-1] != z_goal.shape[-1]:
         raise ValueError(
             f"embedding of size {z.shape[-1]} (shape {tuple(z.shape)}) against a goal of size "
             f"{z_goal.shape[-1]} (shape {tuple(z_goal.shape)}): embed both with the same encoder."
         )
     dtype = torch.promote_types(torch.promote_types(z.dtype, z_goal.dtype), torch.float32)
-    goals = z_goal.ndim == z.ndim + 1
-    way = (z.unsqueeze(-2) if goals else z).to(dtype) - z_goal.to(dtype)
+    is_set = z_goal.ndim == z.ndim + 1
+    way = (z.unsqueeze(-2) if is_set else z).to(dtype) - z_goal.to(dtype)
     if weights is None:
         distance = torch.linalg.vector_norm(way, dim=-1)
-    elif way.shape[-1] % len(weights):
-        raise ValueError(
-            f"embedding of size {way.shape[-1]}, {len(weights)} weights: wanted as many as there are "
-            "cameras in it."
-        )
     else:
         parts = torch.linalg.vector_norm(way.unflatten(-1, (len(weights), -1)), dim=-1)
-        distance = parts @ torch.as_tensor(weights, dtype=dtype, device=parts.device)
-    return distance.amin(-1) if goals else distance
+        distance = (parts * torch.as_tensor(weights, dtype=dtype, device=parts.device)).sum(-1)
+    return distance.amin(-1) if is_set else distance
+
+
+def camera_weights(z: Tensor, z_goal: Tensor, cameras: int) -> Tensor:
+    """Weights for :func:`goal_distance` with which K cameras count alike, each in parts of what its
+    distance is where episodes begin, and the whole distance there is 1.
+
+    Args:
+        z: embeddings where episodes begin, ``[*B, D]``, the cameras' one after another.
+        z_goal: of the same shape, or one that broadcasts.
+        cameras: K.
+
+    Returns:
+        ``[K]``: ``1 / (K * mean distance)``.
+
+    Raises:
+        ValueError: D is not a multiple of K; or a camera sees (next to) no way to the goal, less than a
+            hundredth of another's: one without the robot, in a task that moves nothing else.
+    """
+    if z.shape[-1] % cameras:
+        raise ValueError(f"embedding of size {z.shape[-1]} is not of {cameras} cameras.")
+    way = (z - z_goal).unflatten(-1, (cameras, -1))
+    first = torch.linalg.vector_norm(way, dim=-1).reshape(-1, cameras).mean(0)
+    if not (first > 0.01 * first.max()).all():
+        raise ValueError(
+            f"a camera sees no way to the goal (mean first distances {first.tolist()}): leave it out."
+        )
+    return 1 / (cameras * first)
 
 
 def goal_reward(
@@ -176,7 +206,7 @@ def goal_reward(
     scale: float = 1.0,
     gamma: float = 0.98,
     threshold: float | None = None,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Tensor | None = None,
 ) -> Tensor:
     """Reward of the step from o to o' for the goal g, with S(o; g) = -distance.
 
@@ -199,14 +229,14 @@ def goal_reward(
         form: one of the table.
         scale: factor on the result (not on the 0 and 1 of ``"sparse"``).
         gamma: discount of ``"potential"``, in (0, 1].
-        threshold: for ``"sparse"``, a distance in embedding units.
+        threshold: for ``"sparse"``, a distance in embedding units (times the weights').
         weights: of several cameras, see :func:`goal_distance`.
 
     Returns:
         ``[*B]`` from tensors, ``[*B, 1]`` from a tensordict.
 
     Raises:
-        ValueError: unknown form, or ``"sparse"`` without a threshold.
+        ValueError: unknown form, or ``"sparse"`` without a threshold; see :func:`goal_distance` too.
     """
     if isinstance(z, TensorDictBase):
         reward = goal_reward(

@@ -74,7 +74,7 @@ class Simulator(ABC):
         ValueError: an unknown camera or way to render; "/no-robot" where the suite has no ROBOT.
     """
 
-    ROBOT: ClassVar[str] = ""  # a body of it
+    ROBOT: ClassVar[str] = ""  # a body of the robot; none: it cannot be left out of pictures
     CAMERA: ClassVar[str]  # by default
     MAX_STEPS: ClassVar[int]  # of an episode, by default
     WIDE: ClassVar[Randomization]  # looks to train on
@@ -94,7 +94,7 @@ class Simulator(ABC):
             raise ValueError(f"render is {render!r}; choose 'fast' or 'faithful'")
         self.task, self.image_size, self.fast = task, image_size, render == "fast"
         self.default_camera = self.camera = self.find_camera(camera or self.CAMERA)
-        self.with_robot = self._shows_robot(camera or self.CAMERA)
+        self._with_robot = self._shows_robot(camera or self.CAMERA)
         self.model = self.data = self._renderer = None
         self._drawn: tuple[Randomization | None, int] = (None, 0)
         self.distractors: list[Distractor] = []
@@ -105,7 +105,13 @@ class Simulator(ABC):
         if model is self.model:
             self.data = data
             return
-        if self._renderer is not None:
+        if self._renderer is None:
+            # A context freed after the driver has shut down prints a traceback at exit. Hooks run
+            # last registered first, and each suite's import may bring a driver's.
+            _open.add(self)
+            atexit.unregister(_close_all)
+            atexit.register(_close_all)
+        else:
             self._renderer.close()
         self.model, self.data = model, data
         self._check_camera(self.default_camera)
@@ -118,11 +124,6 @@ class Simulator(ABC):
             if self.MESH_CELL:
                 simplify_meshes(model, self.MESH_CELL)
         self._renderer = mujoco.Renderer(model, self.image_size, self.image_size)
-        # A context freed after the driver has shut down prints a traceback at exit. Hooks run last
-        # registered first, and each suite's import may bring a driver's.
-        _open.add(self)
-        atexit.unregister(_close_all)
-        atexit.register(_close_all)
         if self.fast:
             flag = mujoco.mjtRndFlag
             for name in (flag.mjRND_SHADOW, flag.mjRND_REFLECTION):
@@ -234,7 +235,7 @@ class Simulator(ABC):
         Raises:
             ValueError: an unknown camera; "/no-robot" where the suite has no ROBOT.
         """
-        view, with_robot = self.camera, self.with_robot
+        view, with_robot = self.camera, self._with_robot
         if camera is not None:
             view, with_robot = self.find_camera(camera), self._shows_robot(camera)
             self._check_camera(view)
@@ -276,6 +277,7 @@ class Simulator(ABC):
 
     def close(self) -> None:
         """Frees the rendering context."""
+        _open.discard(self)
         if self._renderer is not None:
             self._renderer.close()
 
@@ -428,7 +430,8 @@ def make_env(
         simulator: of the suite; its ``make_env`` has it filled in.
         task: one of the suite's ``list_tasks()``.
         cameras: a name (None: the suite's default), whose frames are "pixels" uint8 [H, W, 3]; or a
-            list of names, each with its frames under ("pixels", name).
+            list of names, each with its frames under ("pixels", name). ``"/no-robot"`` behind a name
+            leaves the robot out, see :class:`Simulator`.
         image_size: H and W in pixels.
         goal: an image, uint8 [H, W, 3], or with a list of cameras one of each, [K, H, W, 3]; or
             ``"solved"`` for this very start's solved state, which costs a scripted episode without

@@ -56,17 +56,19 @@ class VIPRewardTransform(Transform):
         scale: factor on the reward; ``"auto"`` is the checkpoint's ``reward_scale``, with which a
             typical success returns about 1.
         gamma: discount of ``form="potential"``.
-        threshold: of ``form="sparse"``, embedding units; None is the checkpoint's
+        threshold: of ``form="sparse"``, in the distance's units; None is the checkpoint's
             ``success_threshold``.
         weights: of the distances of several cameras, in the order of their embeddings, whose sum then
-            is the distance; see :func:`torchrl_vip.goal_distance`. None takes one distance between
-            all embeddings together.
+            is the distance (:func:`torchrl_vip.goal_distance`; :func:`torchrl_vip.camera_weights` finds
+            them). Its unit is theirs then: scale and threshold are numbers. None takes one distance
+            between all embeddings together.
         goal_reduction: of a list of goals: ``"mean"`` embedding, or ``"nearest"`` goal.
         goal_image_shape: declares "goal_image" with this shape (of one environment) in the state
             spec; by default the frames' own, where no goal is given.
 
     Raises:
-        ValueError: unknown mode or form; a goal of wrong channels, rank or size; no goal at a reset.
+        ValueError: unknown mode or form; weights with the checkpoint's scale or threshold, or not one
+            for each camera; a goal of wrong channels, rank or size; no goal at a reset.
         FileNotFoundError: a goal image that does not exist.
         KeyError: no embedding under in_keys.
         RuntimeError: an image as goal but no encoder in reach.
@@ -94,7 +96,7 @@ class VIPRewardTransform(Transform):
         scale: float | str = 1.0,
         gamma: float = 0.98,
         threshold: float | None = None,
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float] | Tensor | None = None,
         goal_reduction: str = "mean",
         goal_image_shape: Sequence[int] | None = None,
     ):
@@ -110,6 +112,11 @@ class VIPRewardTransform(Transform):
         if isinstance(scale, str) and scale != "auto":
             raise ValueError(f"scale={scale!r}; wanted a number or 'auto'.")
         check_form(form, 0.0)
+        if weights is not None and (scale == "auto" or (form == "sparse" and threshold is None)):
+            raise ValueError(
+                "with weights the distance has other units than the checkpoint's scale='auto' and "
+                "threshold=None: give numbers."
+            )
         if encoder is not None and not isinstance(encoder, VIPTransform):
             encoder = VIPTransform(encoder, in_keys=self.in_keys, del_keys=False)
         # Not registered, like a VIPTransform's own encoder: it is frozen.
@@ -589,6 +596,10 @@ class VIPRewardTransform(Transform):
         for key in self._embedding_keys:
             if observation_spec.get(key, None) is None:
                 raise KeyError(self._absent(key, observation_spec))
+        if self.weights is not None and (self.embedder is None or self._embeds):
+            cameras = self._goal_cameras()
+            if cameras and len(cameras) != len(self.weights):
+                raise ValueError(f"{len(self.weights)} weights for the cameras {cameras}.")
         observation_spec[self.goal_key] = self._goal_spec(observation_spec)
         return observation_spec
 
