@@ -93,8 +93,9 @@ def test_wrong_names_are_errors_that_list_the_choices(suite) -> None:
         module.make_env(task, cameras="nowhere")
 
 
-def test_a_camera_without_the_robot_sees_the_objects_alone(suite) -> None:
-    module, task = suite
+@pytest.mark.parametrize("name, task", [*TASK.items(), ("metaworld", "drawer-open-v3")])
+def test_a_camera_without_the_robot_sees_the_objects_alone(name: str, task: str) -> None:
+    module = load_suite(name)
     sim = module.SIMULATOR(task, image_size=64)
     hidden = f"{sim.CAMERA}/no-robot"
     sim.reset(0)
@@ -122,14 +123,18 @@ def test_a_suite_without_a_known_robot_cannot_leave_it_out() -> None:
 
 
 @pytest.mark.slow
-def test_simulators_left_open_say_nothing_at_exit() -> None:
+@pytest.mark.parametrize("tasks", [TASK, {"metaworld": "reach-v3"}])
+def test_simulators_left_open_say_nothing_at_exit(tasks: dict[str, str]) -> None:
     code = (
         "from torchrl_vip.envs import load_suite\n"
-        "sims = [load_suite(s).SIMULATOR(t, image_size=16) for s, t in TASK.items()]\n"
+        "sims = [load_suite(s).SIMULATOR(t, image_size=16) for s, t in tasks.items()]\n"
         "for sim in sims: sim.reset(0), sim.render()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", f"TASK = {TASK}\n{code}"], capture_output=True, text=True
+        [sys.executable, "-c", f"tasks = {tasks}\n{code}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 

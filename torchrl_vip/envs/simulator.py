@@ -105,13 +105,8 @@ class Simulator(ABC):
         if model is self.model:
             self.data = data
             return
-        if self._renderer is None:
-            # A context freed after the driver has shut down prints a traceback at exit. Hooks run
-            # last registered first, and each suite's import may bring a driver's.
-            _open.add(self)
-            atexit.unregister(_close_all)
-            atexit.register(_close_all)
-        else:
+        first = self._renderer is None
+        if not first:
             self._renderer.close()
         self.model, self.data = model, data
         self._check_camera(self.default_camera)
@@ -124,6 +119,12 @@ class Simulator(ABC):
             if self.MESH_CELL:
                 simplify_meshes(model, self.MESH_CELL)
         self._renderer = mujoco.Renderer(model, self.image_size, self.image_size)
+        if first:
+            # A context freed after the driver has shut down prints a traceback at exit. Hooks run
+            # last registered first; a driver's own comes with a suite's import or the first renderer.
+            _open.add(self)
+            atexit.unregister(_close_all)
+            atexit.register(_close_all)
         if self.fast:
             flag = mujoco.mjtRndFlag
             for name in (flag.mjRND_SHADOW, flag.mjRND_REFLECTION):
