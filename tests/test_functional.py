@@ -149,9 +149,8 @@ def test_distances_of_several_cameras_are_weighted_and_added_by_hand():
 
 
 def test_camera_weights_by_hand():
-    begins = torch.tensor(
-        [[3.0, 4.0, 0.0, 2.0], [0.0, 7.0, 0.0, 4.0]]
-    )  # 5, 2 and 7, 4 from the origin
+    # two starts, their cameras 5 and 2, and 7 and 4, from the origin
+    begins = torch.tensor([[3.0, 4.0, 0.0, 2.0], [0.0, 7.0, 0.0, 4.0]])
     weights = camera_weights(begins, ORIGIN.repeat(2), 2)
     torch.testing.assert_close(weights, torch.tensor([1 / 12, 1 / 6]))
     assert goal_distance(begins, ORIGIN.repeat(2), weights).mean() == 1
