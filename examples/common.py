@@ -28,7 +28,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import EnvBase, ObservationNorm, Transform, TransformedEnv
 
-from torchrl_vip import camera_weights
+from torchrl_vip import VIPRewardTransform, camera_weights
 from torchrl_vip.envs import SUITES, load_suite
 
 torchrl.logger.setLevel("WARNING")  # its notes break the progress bar
@@ -170,6 +170,17 @@ class TrainingReward(Transform):
         reward_spec["dense_reward"] = own.clone()
         reward_spec["reward"] = Unbounded(own.shape, device=own.device, dtype=own.dtype)
         return reward_spec
+
+
+def vip_reward(
+    cfg: Config, statistics: TensorDict | None, goal: list[np.ndarray | dict] | None = None
+) -> VIPRewardTransform:
+    """The "vip_reward" ``[*B, 1]`` by which a success returns about 1. Of several cameras each has its
+    part in that, by :func:`input_statistics`."""
+    if statistics is None or len(cfg.frame_keys) == 1:
+        return VIPRewardTransform(goal=goal, mode="keep", scale="auto")
+    weights = statistics["camera_weights"]
+    return VIPRewardTransform(goal=goal, mode="keep", scale=1.0, weights=weights)
 
 
 def suite_env(cfg: Config, seed: int, *, goal: str | None) -> EnvBase:

@@ -36,7 +36,7 @@ from torchrl.envs import (
 from torchrl.modules import MLP, AdditiveGaussianModule, ValueOperator
 from torchrl.objectives import SoftUpdate, TD3Loss
 
-from torchrl_vip import VIPRewardTransform, VIPTransform
+from torchrl_vip import VIPTransform
 
 # -- config -----------------------------------------------------------------------------------------
 
@@ -81,7 +81,7 @@ def make_env(seed: int, *, cfg: DrQConfig, goal=None, statistics=None, film=Fals
         cfg.encoder, in_keys=cfg.frame_keys, blur=cfg.blur, del_keys=not (film or from_pixels)
     )
     env = TransformedEnv(env, vip)
-    env.append_transform(VIPRewardTransform(goal=goal, mode="keep", scale="auto"))
+    env.append_transform(common.vip_reward(cfg, statistics, goal))
     env.append_transform(TrainingReward(cfg.reward))
     if statistics is not None:
         common.scaled_inputs(env, statistics)
@@ -162,7 +162,9 @@ def main() -> None:
     make = partial(make_env, cfg=cfg, goal=goal)
     statistics = run.statistics
     if statistics is None:
-        statistics = common.input_statistics(make(common.EVALUATION_SEED - 1), 3 * cfg.max_steps)
+        statistics = common.input_statistics(
+            make(common.EVALUATION_SEED - 1), 3 * cfg.max_steps, len(cfg.frame_keys)
+        )
     make = partial(make, statistics=statistics)
     eval_env = make(common.EVALUATION_SEED, film=True)
     actions, seen = eval_env.action_spec, SEEN[cfg.observation]

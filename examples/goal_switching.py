@@ -28,7 +28,7 @@ from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.modules import MLP, NormalParamExtractor, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import SACLoss, SoftUpdate
 
-from torchrl_vip import VIPRewardTransform, VIPTransform, goal_reward
+from torchrl_vip import VIPTransform, goal_reward
 
 # -- config -----------------------------------------------------------------------------------------
 
@@ -66,24 +66,27 @@ def make_env(seed: int, *, cfg: GoalConfig, statistics=None, film=False) -> EnvB
     env = common.suite_env(cfg, seed, goal="solved")
     vip = VIPTransform(cfg.encoder, in_keys=cfg.frame_keys, blur=cfg.blur, del_keys=not film)
     env = TransformedEnv(env, vip)
-    env.append_transform(VIPRewardTransform(mode="keep", scale="auto"))
+    env.append_transform(common.vip_reward(cfg, statistics))
     env.append_transform(TrainingReward(cfg.reward))
     return env if statistics is None else common.scaled_inputs(env, statistics, "goal_embedding")
 
 
 def hindsight_reward(
-    batch: TensorDictBase, *, choice: str, unit: float, calibration: dict
+    batch: TensorDictBase, *, choice: str, unit: Tensor, calibration: dict, weights: Tensor
 ) -> Tensor:
     """What TrainingReward gives, for the goals in ``batch``: ``[B, 1]``.
 
     Success is here a distance below the checkpoint's threshold. ``unit``: embedding units in one of
-    "z".
+    "z", ``[D]``. ``weights``: of the cameras' distances, ``[K]``.
     """
     z, z_next, z_goal = (unit * batch[key] for key in ("z", ("next", "z"), "z_goal"))
-    threshold = calibration["success_threshold"]
+    scale, threshold = calibration["reward_scale"], calibration["success_threshold"]
+    if len(weights) > 1:  # the distance is in parts of the first one, of about 1 / scale
+        scale, threshold = 1.0, threshold * scale
+    options = {"weights": weights, "scale": scale, "threshold": threshold}
     terms = {
-        "vip": goal_reward(z, z_next, z_goal, scale=calibration["reward_scale"]),
-        "sparse": goal_reward(z, z_next, z_goal, form="sparse", threshold=threshold),
+        "vip": goal_reward(z, z_next, z_goal, **options),
+        "sparse": goal_reward(z, z_next, z_goal, form="sparse", **options),
     }
     return sum(REWARD_SCALES[name] * terms[name] for name in choice.split("+")).unsqueeze(-1)
 
@@ -94,7 +97,9 @@ def main() -> None:
     make = partial(make_env, cfg=cfg)
     statistics = run.statistics
     if statistics is None:
-        statistics = common.input_statistics(make(common.EVALUATION_SEED - 1), 3 * cfg.max_steps)
+        statistics = common.input_statistics(
+            make(common.EVALUATION_SEED - 1), 3 * cfg.max_steps, len(cfg.frame_keys)
+        )
     make = partial(make, statistics=statistics)
     eval_env = make(common.EVALUATION_SEED, film=True)
     actions = eval_env.action_spec
@@ -105,8 +110,9 @@ def main() -> None:
         partial(
             hindsight_reward,
             choice=cfg.reward,
-            unit=statistics["z_scale"][0],
+            unit=statistics["z_scale"],
             calibration=eval_env.transform[0].encoder.config,
+            weights=statistics["camera_weights"],
         ),
         goal_key="z_goal",
         achieved_goal_key=("next", "z"),

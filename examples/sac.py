@@ -27,7 +27,7 @@ from torchrl.envs import EnvBase, Transform, TransformedEnv
 from torchrl.modules import MLP, NormalParamExtractor, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import SACLoss, SoftUpdate
 
-from torchrl_vip import VIPRewardTransform, VIPTransform
+from torchrl_vip import VIPTransform
 
 # -- config -----------------------------------------------------------------------------------------
 
@@ -67,11 +67,7 @@ def make_env(seed: int, *, cfg: SACConfig, goal=None, statistics=None, film=Fals
     env = common.suite_env(cfg, seed, goal=None if goal else "solved")
     vip = VIPTransform(cfg.encoder, in_keys=cfg.frame_keys, blur=cfg.blur, del_keys=not film)
     env = TransformedEnv(env, vip)
-    # a success returns about 1; of several cameras each has its part in that
-    scale, weights = "auto", None
-    if statistics is not None and len(cfg.frame_keys) > 1:
-        scale, weights = 1.0, statistics["camera_weights"]
-    env.append_transform(VIPRewardTransform(goal=goal, mode="keep", scale=scale, weights=weights))
+    env.append_transform(common.vip_reward(cfg, statistics, goal))
     env.append_transform(TrainingReward(cfg.reward, cfg.action_cost))
     if statistics is not None:
         common.scaled_inputs(env, statistics, "goal_embedding")

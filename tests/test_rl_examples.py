@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import TransformedEnv
 
-from torchrl_vip import VIPRewardTransform, VIPTransform
+from torchrl_vip import VIPRewardTransform, VIPTransform, load_vip
 
 pytest.importorskip("metaworld")
 
@@ -83,13 +84,16 @@ def test_cameras_joined_by_a_plus_are_one_embedding_and_one_goal(goals: int) -> 
     env.close()
 
 
-def test_each_camera_has_its_part_in_the_reward_of_sac() -> None:
-    cfg = sac.SACConfig(
+@pytest.mark.parametrize("example", ["sac", "drq"])
+def test_each_camera_has_its_part_in_the_reward(example: str) -> None:
+    make_env = {"sac": sac.make_env, "drq": drq.make_env}[example]
+    cfg = CONFIGS[example](
         camera="corner4+corner4/no-robot", image_size=32, max_steps=4, frame_skip=1, encoder="tiny"
     )
-    env = sac.make_env(0, cfg=cfg)
+    cfg = replace(cfg, observation="embedding") if example == "drq" else cfg
+    env = make_env(0, cfg=cfg)
     first, second = env.rollout(4), env.rollout(4)
-    statistics = common.input_statistics(sac.make_env(0, cfg=cfg), 8, cameras=2)
+    statistics = common.input_statistics(make_env(0, cfg=cfg), 8, cameras=2)
 
     def distances(episode, *prefix):  # [T, 2]
         way = episode[(*prefix, "vip_vec")] - episode["goal_embedding"]
@@ -98,10 +102,11 @@ def test_each_camera_has_its_part_in_the_reward_of_sac() -> None:
     starts = torch.stack([distances(first)[0], distances(second)[0]])
     torch.testing.assert_close(statistics["camera_weights"], 0.5 / starts.mean(0))
     assert starts[0, 0] > 1.5 * starts[0, 1]  # the arm moves more than the button
-    episode = sac.make_env(1, cfg=cfg, statistics=statistics, film=True).rollout(4)
+    episode = make_env(1, cfg=cfg, statistics=statistics, film=True).rollout(4)
     falls = (distances(episode) - distances(episode, "next")) * statistics["camera_weights"]
     torch.testing.assert_close(episode["next", "vip_reward"], falls.sum(-1, keepdim=True))
-    parts = (episode["z"] - episode["z_goal"])[0].unflatten(-1, (2, -1)).norm(dim=-1)
+    way = (episode["vip_vec"] - episode["goal_embedding"]) / statistics["z_scale"]
+    parts = way[0].unflatten(-1, (2, -1)).norm(dim=-1)
     assert 0.5 < parts[0] / parts[1] < 2  # and in what the networks see
 
 
@@ -273,12 +278,33 @@ def test_hindsight_reward_is_the_training_reward():
         [1],
     )
     calibration = {"reward_scale": 0.1, "success_threshold": 5.0}
-    options = {"unit": 2.0, "calibration": calibration}
+    options = {"unit": torch.tensor(2.0), "calibration": calibration, "weights": torch.ones(1)}
     reward = goal_switching.hindsight_reward(batch, choice="vip", **options)
     assert reward.shape == (1, 1)
     assert reward.item() == pytest.approx(10 * 0.1 * (6.0 - 4.0))  # distances 3 and 2, unit 2
     both = goal_switching.hindsight_reward(batch, choice="vip+sparse", **options)
     assert both.item() == pytest.approx(2.0 + 1.0)  # 4 is below the threshold
+
+
+def test_hindsight_reward_of_two_cameras_is_the_training_reward():
+    """Each camera's distance has its own unit in "z" and its own weight."""
+    cfg = goal_switching.GoalConfig(
+        camera="corner4+corner4/no-robot", image_size=32, max_steps=4, frame_skip=1, encoder="tiny"
+    )
+    statistics = common.input_statistics(goal_switching.make_env(0, cfg=cfg), 8, cameras=2)
+    env = goal_switching.make_env(1, cfg=cfg, statistics=statistics)
+    steps = env.rollout(4)
+    calibration = load_vip("tiny").config
+    options = {"unit": statistics["z_scale"], "weights": statistics["camera_weights"]}
+    options["calibration"] = calibration
+    reward = goal_switching.hindsight_reward(steps, choice="vip", **options)
+    torch.testing.assert_close(reward, steps["next", "reward"], atol=1e-4, rtol=1e-3)
+    # a success is as near as the checkpoint says, in parts of the way; the goal itself is one
+    steps["next", "z"][-1] = steps["z_goal"][-1]
+    reached = goal_switching.hindsight_reward(steps, choice="vip+sparse", **options)
+    vip = goal_switching.hindsight_reward(steps, choice="vip", **options)
+    assert (reached - vip).squeeze(-1).tolist() == [0, 0, 0, 1]
+    env.close()
 
 
 def test_random_shift_moves_whole_frames():
