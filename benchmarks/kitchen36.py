@@ -335,7 +335,9 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--max-steps", type=int, default=0, metavar="N", help="(50 easy, 100 hard)")
     parser.add_argument("--report", action="store_true", help="play nothing")
-    parser.add_argument("--out", type=Path, default=Path("kitchen36"), help="folder of episodes")
+    parser.add_argument(
+        "--out", type=Path, default=Path("kitchen36_runs"), help="folder of episodes"
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of tables")
     parser.add_argument("--name", default="kitchen36", help="name of the result files")
     args = parser.parse_args(arguments)
