@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -66,9 +67,10 @@ def batches(collector: BaseCollector) -> Iterator[TensorDictBase]:
     try:
         for batch in collector:
             yield batch.reshape(-1)
-    except Exception as error:
-        if message := _death(workers):
-            raise RuntimeError(message) from error
+    except Exception:
+        # Often a dead worker's echo, seen before the watcher looked: it ends the process then. To go
+        # on from here would be to shut the collector down, which may wait for that worker for ever.
+        time.sleep(1)
         raise
     finally:
         over.set()

@@ -182,7 +182,7 @@ def test_a_killed_worker_is_named(collector, tmp_path):
         command("sac", out, *flags),
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
     )
     try:
         rows = out / "csv/scalars/train/return.csv"
@@ -196,10 +196,14 @@ def test_a_killed_worker_is_named(collector, tmp_path):
         ]
         assert len(workers) == 2
         os.kill(int(workers[1]), signal.SIGKILL)
-        _, errors = process.communicate(timeout=30)
+        try:
+            _, errors = process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # prints where every thread stands
+            _, errors = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 1
+    assert process.returncode == 1, errors
     assert re.search(rf"worker 1 \(process {workers[1]}\) died with exit code -9", errors), errors
 
 
