@@ -14,12 +14,13 @@ import torch
 
 
 def about() -> dict:
-    """Command, date, processor, cores, memory, load and versions."""
+    """Command, date, processor, GPU where there is one, cores, memory, load and versions."""
     packages = ("torch", "torchvision", "torchrl", "tensordict")
     return {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
         "cpu": cpu_name(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
         "threads": torch.get_num_threads(),
@@ -38,9 +39,10 @@ def cpu_name() -> str:
 
 def in_words(about: dict) -> str:
     """One line of Markdown."""
+    gpu = f"{about['gpu']}, " if "gpu" in about else ""
     versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
     return (
-        f"`{about['command']}`, {about['date']}; {about['cpu']}, {about['cores']} cores, "
+        f"`{about['command']}`, {about['date']}; {gpu}{about['cpu']}, {about['cores']} cores, "
         f"{about['memory_gb']} GB, {about['threads']} torch threads, load {about['load_before']:.1f} "
         f"before; {versions}."
     )

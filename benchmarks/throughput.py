@@ -81,6 +81,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[84, 224], help="input sides, pixels"
     )
+    parser.add_argument("--device", default="cpu", help="of section images, e.g. cuda")
     parser.add_argument("--seconds", type=float, help="target time per batch size (45)")
     parser.add_argument("--task", help="of dm_control, e.g. cheetah-run, or of Meta-World")
     parser.add_argument("--rounds", type=int, help="turns of the environments (8)")
@@ -112,6 +113,8 @@ def take_turns(cases: dict[str, Callable[[], object]], rounds: int, label: str) 
         for name, call in cases.items():
             start = time.perf_counter()
             call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             times[name].append(time.perf_counter() - start)
     print(f"measured {label}", file=sys.stderr, flush=True)
     return times
@@ -149,15 +152,17 @@ def image_speed(batch: int, args: argparse.Namespace) -> list[dict]:
 
 def image_cases(batch: int, args: argparse.Namespace) -> tuple[dict[str, Callable], dict]:
     """The calls to measure, and for each the names of those it is compared with."""
-    encoder = VIPEncoder("resnet50", dim=1024).eval()
+    encoder = VIPEncoder("resnet50", dim=1024).eval().to(args.device)
     generator = torch.Generator().manual_seed(args.seed)
     images = {
-        side: torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8, generator=generator)
+        side: torch.randint(
+            0, 256, (batch, side, side, 3), dtype=torch.uint8, generator=generator
+        ).to(args.device)
         for side in args.sizes
     }
     cases: dict[str, Callable] = {}
     twins: dict[str, dict[str, str]] = {}
-    built_in = BuiltInTransform("resnet50").eval()
+    built_in = BuiltInTransform("resnet50").eval().to(args.device)
     for side in args.sizes:
         cases[f"{BUILT_IN}, {side}²"] = partial(run_transform, built_in, images[side])
     for name, dtype in PRECISIONS.items():
