@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_vip.envs import simulator
+from torchrl_vip.envs import environment
 from torchrl_vip.envs.simulator import Act, Randomization, Simulator
 
 # task: actions, full_state, and looks (90 looks along the forearm, 270 at the finger tips)
@@ -117,5 +117,5 @@ class AdroitSim(Simulator):
 
 
 SIMULATOR = AdroitSim
-make_env = simulator.for_suite(simulator.make_env, SIMULATOR)
-goal_image = simulator.for_suite(simulator.goal_image, SIMULATOR)
+make_env = environment.for_suite(environment.make_env, SIMULATOR)
+goal_image = environment.for_suite(environment.goal_image, SIMULATOR)

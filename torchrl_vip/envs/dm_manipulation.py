@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_vip.envs import simulator
+from torchrl_vip.envs import environment
 from torchrl_vip.envs.simulator import Act, Randomization, Simulator, mujoco
 
 SCRIPTED_TASKS: tuple[str, ...] = (
@@ -282,5 +282,5 @@ class _Grasp:
 
 
 SIMULATOR = ManipulationSim
-make_env = simulator.for_suite(simulator.make_env, SIMULATOR)
-goal_image = simulator.for_suite(simulator.goal_image, SIMULATOR)
+make_env = environment.for_suite(environment.make_env, SIMULATOR)
+goal_image = environment.for_suite(environment.goal_image, SIMULATOR)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from torchrl_vip.envs import simulator
+from torchrl_vip.envs import environment
 from torchrl_vip.envs.simulator import Act, Randomization, Simulator, mujoco
 
 
@@ -262,5 +262,5 @@ _SCRIPTS = {"reach": _Reach, "push": _Push, "pick_and_place": _PickAndPlace}
 
 
 SIMULATOR = FetchSim
-make_env = simulator.for_suite(simulator.make_env, SIMULATOR)
-goal_image = simulator.for_suite(simulator.goal_image, SIMULATOR)
+make_env = environment.for_suite(environment.make_env, SIMULATOR)
+goal_image = environment.for_suite(environment.goal_image, SIMULATOR)

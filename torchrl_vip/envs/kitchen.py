@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from torchrl_vip.envs import simulator
+from torchrl_vip.envs import environment
 from torchrl_vip.envs.simulator import (
     WITHOUT_ROBOT,
     Episode,
@@ -333,5 +333,5 @@ def demonstrations(task: str, *, success: bool | None = True) -> list[Demonstrat
 
 
 SIMULATOR = KitchenSim
-make_env = simulator.for_suite(simulator.make_env, SIMULATOR)
-goal_image = simulator.for_suite(simulator.goal_image, SIMULATOR)
+make_env = environment.for_suite(environment.make_env, SIMULATOR)
+goal_image = environment.for_suite(environment.goal_image, SIMULATOR)

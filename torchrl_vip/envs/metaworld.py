@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_vip.envs import simulator
+from torchrl_vip.envs import environment
 from torchrl_vip.envs.simulator import Act, Randomization, Simulator, mujoco
 
 HELD_OUT_TASKS: tuple[str, ...] = (
@@ -141,5 +141,5 @@ def _upright_cameras(model: Any) -> None:
 
 
 SIMULATOR = MetaWorldSim
-make_env = simulator.for_suite(simulator.make_env, SIMULATOR)
-goal_image = simulator.for_suite(simulator.goal_image, SIMULATOR)
+make_env = environment.for_suite(environment.make_env, SIMULATOR)
+goal_image = environment.for_suite(environment.goal_image, SIMULATOR)
