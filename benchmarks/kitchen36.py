@@ -27,6 +27,9 @@ Protocol (appendices E and V of arXiv 2210.00030; what is ours is marked *):
 Ablations: --goals averages the embeddings of so many demonstrations' last frames. --cameras-summed adds
 the distances of the three cameras, each in parts of its first one, as the value is a time to the goal.
 --without-robot W adds W x the distance of frames without the robot, goal image included, in the same way.
+--beside-robot W adds W x the distance of frames without the robot to the one goal image as it is, but for the
+pixels in which that shows the robot: they are found by drawing the robot until it looks the same.
+--combine deviation adds distances in parts of their standard deviation over the candidates instead.
 --score: minus the last distance, the last step's reward (what the distance fell by), or minus the sum of
 all. --blur is FrozenEncoder's, for every network. --smoothness W takes W x mean squared change of the
 action x the first distance from every score.
@@ -53,7 +56,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("LP_NUM_THREADS", "1")  # a process draws with the core it plans with
 
 import torch
-from kitchen36_episode import SCORES, STEPS, SUMMED, Encoder, Episode, play
+from kitchen36_episode import COMBINE, SCORES, STEPS, SUMMED, Encoder, Episode, play
 from kitchen36_report import Groups, plot, table, task_table
 from machine import about, in_words
 from reward_quality import imagenet, raw_pixels, untrained
@@ -150,7 +153,11 @@ def wanted(args: argparse.Namespace, encoders: dict[str, Encoder]) -> list[Episo
             episodes.append(played)
         else:
             played = played._replace(
-                goals=args.goals, image_size=args.image_size, without_robot=args.without_robot
+                goals=args.goals,
+                image_size=args.image_size,
+                without_robot=args.without_robot,
+                beside_robot=args.beside_robot,
+                combine=args.combine,
             )
             if isinstance(encoder.embed, FrozenEncoder):
                 played = played._replace(blur=args.blur)
@@ -319,6 +326,16 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         "--without-robot", type=float, default=0.0, metavar="W",
         help="weight of frames drawn without the robot, beside 1 of those with it (%(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--beside-robot", type=float, default=0.0, metavar="W",
+        help="weight of frames drawn without the robot, compared where the goal image does not show "
+        "it, beside 1 of those with it (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--combine", choices=COMBINE, default="start",
+        help="several distances: each in parts of its first one, or of its standard deviation over "
+        "the candidates (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--smoothness", type=float, default=0.0, metavar="W", help="(%(default)s)")
     parser.add_argument(
         "--blur", type=float, default=0.0, help="before the networks, pixels (%(default)s)"
@@ -343,6 +360,10 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     args.command = command(sys.argv[1:] if arguments is None else arguments)
     args.encoder = args.encoder or [BUNDLED]
+    if args.beside_robot and (args.without_robot or args.goals > 1):
+        parser.error(
+            "--beside-robot takes one goal image with the robot: no --without-robot, --goals 1"
+        )
     if unknown := set(args.tasks) - set(list_tasks()):
         parser.error(f"unknown tasks {sorted(unknown)}; choose from {list_tasks()}")
     return args

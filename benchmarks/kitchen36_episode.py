@@ -15,6 +15,7 @@ from torchrl_vip.envs.kitchen import CAMERAS, Demonstration, KitchenSim, demonst
 from torchrl_vip.envs.simulator import WITHOUT_ROBOT
 from torchrl_vip.planning import MPPI, rollout
 from torchrl_vip.planning.demonstrate import PlanningSim
+from torchrl_vip.planning.registration import find_robot
 
 SUMMED = "summed"
 STEPS = {"easy": 50, "hard": 100}
@@ -22,6 +23,9 @@ EASY_START = 20  # state of the demonstration, or 2/5 of it
 HORIZON = 12
 SCORES = {"last": 1, "difference": 2, "sum": HORIZON}
 """What a trajectory is judged by, and how many of its last steps have to be drawn for that."""
+COMBINE = ("start", "deviation")
+"""What the distances of several views are divided by before they are added: what each was at the start, or
+how much it differs between the candidates."""
 HOLD = 5  # steps that a solved state must last to end the episode
 Embed = Callable[[Tensor], Tensor]
 
@@ -42,13 +46,15 @@ class Episode(NamedTuple):
     blur: float = 0.0
     max_steps: int = 0  # 0: the setting's
     without_robot: float = 0.0
+    beside_robot: float = 0.0
+    combine: str = "start"
 
     def views(self) -> dict[str, float]:
         """The cameras that its candidates are drawn by, and the weight of each one's distance."""
         cameras = CAMERAS if self.camera == SUMMED else (self.camera,)
         views = dict.fromkeys(cameras, 1.0)
-        if self.without_robot:
-            views |= {camera + WITHOUT_ROBOT: self.without_robot for camera in cameras}
+        if weight := self.without_robot or self.beside_robot:
+            views |= {camera + WITHOUT_ROBOT: weight for camera in cameras}
         return views
 
     def variant(self) -> str:
@@ -60,6 +66,8 @@ class Episode(NamedTuple):
             + [f"mean of {self.goals} goals"] * (self.goals != 1)
             + ["cameras summed"] * (self.camera == SUMMED)
             + [f"{self.without_robot:g} x without the robot"] * (self.without_robot != 0)
+            + [f"{self.beside_robot:g} x beside the robot"] * (self.beside_robot != 0)
+            + ["in deviations"] * (self.combine == "deviation")
             + [f"smoothness {self.smoothness:g}"] * (self.smoothness != 0)
             + [f"drawn at {self.image_size}²"] * (self.image_size != 160)
             + [f"blurred by {self.blur:g}"] * (self.blur != 0)
@@ -99,6 +107,8 @@ class Judge:
         goals: frames [G, V, H, W, 3]; their embeddings are averaged.
         start: first frames [V, H, W, 3].
         weights: of the V views; equal if not given.
+        hidden: bool [V, H, W], pixels that are not compared: frames show the first goal's there.
+        combine: one of COMBINE, for :meth:`compare`.
     """
 
     def __init__(
@@ -107,18 +117,42 @@ class Judge:
         goals: np.ndarray,
         start: np.ndarray,
         weights: Sequence[float] | None = None,
+        hidden: np.ndarray | None = None,
+        combine: str = "start",
     ) -> None:
-        self.embed, self.seconds = embed, 0.0
+        self.embed, self.combine, self.seconds = embed, combine, 0.0
+        self.hidden, self.goal = None if hidden is None else hidden[..., None], goals[0]
+        self.weights = np.ones(len(start)) if weights is None else np.array(weights)
         self.z_goal = embedded(embed, goals).mean(0)
-        self.scale = scale_of(embedded(embed, start), self.z_goal, weights)
+        self.scale = scale_of(self._embed(start), self.z_goal, weights)
         self.first = -float(self(start))
         self.seconds = 0.0
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
+        return -(self._distances(frames) * self.scale.numpy()).sum(-1)
+
+    def compare(self, frames: np.ndarray) -> np.ndarray:
+        """The same for candidates that are chosen among; with combine="deviation" each view's distance
+        in parts of its standard deviation over all of them, so that none drowns the others."""
+        if self.combine == "start":
+            return self(frames)
+        distances = self._distances(frames)
+        spread = distances.std(axis=tuple(range(distances.ndim - 1)))
+        # a view in which nothing moved by more than rounding says nothing
+        says = spread > 1e-3 * distances.mean(axis=tuple(range(distances.ndim - 1)))
+        return -(distances * np.where(says, self.weights / np.maximum(spread, 1e-12), 0.0)).sum(-1)
+
+    def _distances(self, frames: np.ndarray) -> np.ndarray:
+        """[*N, V] in embedding units."""
         began = time.perf_counter()
-        distance = (embedded(self.embed, frames) - self.z_goal).norm(dim=-1) * self.scale
+        distances = (self._embed(frames) - self.z_goal).norm(dim=-1).numpy()
         self.seconds += time.perf_counter() - began
-        return -distance.sum(-1).numpy()
+        return distances
+
+    def _embed(self, frames: np.ndarray) -> Tensor:
+        if self.hidden is not None:
+            frames = np.where(self.hidden, self.goal, frames)
+        return embedded(self.embed, frames)
 
 
 def pictures(sim: KitchenSim, qpos: np.ndarray, views: Sequence[str]) -> np.ndarray:
@@ -162,7 +196,15 @@ def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge
     positions = np.stack([here, arm_only, *(d.qpos[-1] for d in solved)])
     views, weights = zip(*episode.views().items(), strict=True)
     start, decoy, *ends = pictures(sim, positions, views)
-    judge = Judge(embed, np.stack(ends[: episode.goals]), start, weights)
+    goals, hidden = np.stack(ends[: episode.goals]), None
+    if episode.beside_robot:
+        # There is one picture of the goal a camera, with the robot in it: frames without the robot are
+        # compared with that one too, but for the pixels in which it shows the robot.
+        count = len(views) // 2
+        goals[:, count:] = goals[:, :count]
+        found = [find_robot(sim, goals[0, i], views[i], seed=episode.seed) for i in range(count)]
+        hidden = np.stack([*np.zeros_like(found), *found])
+    judge = Judge(embed, goals, start, weights, hidden, episode.combine)
     near = -float(judge(np.stack(ends[1:])).mean()) if len(ends) > 1 else np.nan
     values = judge(pictures(sim, way, views))
     landmarks = Landmarks(near, float((values < judge(decoy)).mean()))
@@ -203,7 +245,7 @@ def play(episode: Episode, encoder: Encoder, sim: KitchenSim, candidates: Planni
         seen = rollout(candidates, state, actions, observe, last=drawn)
         clock["rollouts"] += time.perf_counter() - began
         jerks = np.square(np.diff(actions, axis=1)).mean((1, 2))
-        return score(seen if judge is None else judge(seen), episode.score) - unit * jerks
+        return score(seen if judge is None else judge.compare(seen), episode.score) - unit * jerks
 
     planner = MPPI(9, horizon=HORIZON, trajectories=episode.trajectories, seed=episode.seed)
     curve, rewards, solved, planning = [], [], [], 0.0
