@@ -13,9 +13,8 @@ from torch import Tensor
 
 from torchrl_vip.envs.kitchen import CAMERAS, Demonstration, KitchenSim, demonstrations
 from torchrl_vip.envs.simulator import WITHOUT_ROBOT
-from torchrl_vip.planning import MPPI, rollout
+from torchrl_vip.planning import MPPI, find_robot, in_deviations, rollout
 from torchrl_vip.planning.demonstrate import PlanningSim
-from torchrl_vip.planning.registration import find_robot
 
 SUMMED = "summed"
 STEPS = {"easy": 50, "hard": 100}
@@ -122,7 +121,7 @@ class Judge:
     ) -> None:
         self.embed, self.combine, self.seconds = embed, combine, 0.0
         self.hidden, self.goal = None if hidden is None else hidden[..., None], goals[0]
-        self.weights = np.ones(len(start)) if weights is None else np.array(weights)
+        self.weights = weights
         self.z_goal = embedded(embed, goals).mean(0)
         self.scale = scale_of(self._embed(start), self.z_goal, weights)
         self.first = -float(self(start))
@@ -132,15 +131,10 @@ class Judge:
         return -(self._distances(frames) * self.scale.numpy()).sum(-1)
 
     def compare(self, frames: np.ndarray) -> np.ndarray:
-        """The same for candidates that are chosen among; with combine="deviation" each view's distance
-        in parts of its standard deviation over all of them, so that none drowns the others."""
+        """The same for candidates that are chosen among, which combine="deviation" is of."""
         if self.combine == "start":
             return self(frames)
-        distances = self._distances(frames)
-        spread = distances.std(axis=tuple(range(distances.ndim - 1)))
-        # a view in which nothing moved by more than rounding says nothing
-        says = spread > 1e-3 * distances.mean(axis=tuple(range(distances.ndim - 1)))
-        return -(distances * np.where(says, self.weights / np.maximum(spread, 1e-12), 0.0)).sum(-1)
+        return -in_deviations(self._distances(frames), self.weights)
 
     def _distances(self, frames: np.ndarray) -> np.ndarray:
         """[*N, V] in embedding units."""

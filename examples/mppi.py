@@ -2,6 +2,7 @@ r"""Plan to a goal image with MPPI on the real simulator, and draw what the plan
 
     python examples/mppi.py --task sdoor_open --out plan            # about a minute on two cores
     python examples/mppi.py --task light_on --camera right_cam --start 0 --steps 100
+    python examples/mppi.py --task ldoor_open --beside-robot
     python examples/mppi.py --suite fetch --task fetch-push
     python examples/mppi.py --suite metaworld --task door-close-v3 --frame-skip 2 \
         --camera corner4+corner4/no-robot
@@ -11,7 +12,8 @@ by the embedding distance of its last frame to the goal, and their weighted mean
 action (VIP, arXiv 2210.00030, appendix E). It stops once the task has been solved for five actions. Any suite
 whose simulator saves its state will do. Several cameras, joined by +, are embedded each by itself, and
 their distances added in parts of what each was at the start; one whose name ends in "/no-robot" sees the
-scene, and the goal, without the robot.
+scene, and the goal, without the robot. --beside-robot needs no such goal: it finds the robot in the goal
+image, by drawing it until it looks the same, and also compares frames without the robot to the rest.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from tqdm import tqdm
 from torchrl_vip import FrozenEncoder, camera_weights, goal_distance, load_vip
 from torchrl_vip.data.video import write_video
 from torchrl_vip.envs import load_suite
-from torchrl_vip.planning import MPPI, Rollouts, last_frame
+from torchrl_vip.envs.simulator import WITHOUT_ROBOT
+from torchrl_vip.planning import MPPI, Rollouts, find_robot, in_deviations, last_frame
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,6 +54,7 @@ def parse_args() -> argparse.Namespace:
     )
     add("--task", default="sdoor_open", help="one of the suite's (%(default)s)")
     add("--camera", help="its name, or several joined by + (the suite's own)")
+    add("--beside-robot", action="store_true", help="compare what is not the robot as well")
     add("--start", type=int, default=15, help="kitchen: state of a demonstration (%(default)s)")
     add("--steps", type=int, default=50, help="actions at most (%(default)s)")
     add("--trajectories", type=int, default=32, help="candidates a step (%(default)s)")
@@ -69,6 +73,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"unknown task {args.task!r}; {args.suite} has {', '.join(tasks)}")
     if args.frame_skip < 1:
         parser.error(f"--frame-skip is {args.frame_skip}; wanted a positive number of steps")
+    if args.beside_robot and "+" in (args.camera or ""):
+        parser.error(f"--beside-robot takes one camera; got {args.camera}")
     if args.smoke:
         args.steps, args.trajectories, args.horizon, args.processes = 2, 3, 2, 0
     return args
@@ -78,6 +84,8 @@ def main() -> None:
     args = parse_args()
     suite = load_suite(args.suite)
     cameras = (args.camera or suite.SIMULATOR.CAMERA).split("+")
+    if args.beside_robot:
+        cameras.append(cameras[0] + WITHOUT_ROBOT)
     options = {"camera": cameras[0], "image_size": args.image_size}
     sim = suite.SIMULATOR(args.task, **options)
 
@@ -90,12 +98,22 @@ def main() -> None:
         sim.repeat(demonstrations[args.seed % len(demonstrations)], args.start)
     else:
         sim.reset(args.seed)
+    robot = None
+    if args.beside_robot:
+        goal[1] = goal[0]  # one image, with the robot in it
+        search = {"candidates": 4, "iterations": 1} if args.smoke else {}
+        robot = find_robot(sim, goal[0], cameras[0], seed=args.seed, **search)
 
     # -- the reward: minus the distance to the goal -------------------------------------------------
     encoder = FrozenEncoder(load_vip(args.encoder), blur=args.blur, chunk_size=16)
 
     def embedded(frames: np.ndarray) -> torch.Tensor:
         """uint8 [N, K, H, W, 3] to [N, K D], the cameras' embeddings one after another."""
+        if (
+            robot is not None
+        ):  # where the goal image shows the robot, the second frame is not compared
+            frames = frames.copy()
+            frames[:, 1, robot] = goal[1, robot]
         return encoder(torch.from_numpy(frames).flatten(0, 1)).reshape(len(frames), -1)
 
     z_goal, weights = embedded(goal[None])[0], None
@@ -105,6 +123,13 @@ def main() -> None:
     def distance(frames: np.ndarray) -> np.ndarray:
         """uint8 [N, K, H, W, 3] to [N]."""
         return goal_distance(embedded(frames), z_goal, weights).numpy()
+
+    def score(frames: np.ndarray) -> np.ndarray:
+        """Of candidates [N], higher is better."""
+        if robot is None:
+            return -distance(frames)
+        parts = (embedded(frames) - z_goal).unflatten(-1, (len(cameras), -1)).norm(dim=-1)
+        return -in_deviations(parts.numpy())
 
     # -- the plan -----------------------------------------------------------------------------------
     planner = MPPI(
@@ -125,7 +150,7 @@ def main() -> None:
         for _ in range(args.steps):
             state = sim.get_state()
             action = planner.plan(
-                lambda tried, s=state: -distance(rollouts(s, tried.repeat(args.frame_skip, axis=1)))
+                lambda tried, s=state: score(rollouts(s, tried.repeat(args.frame_skip, axis=1)))
             )
             for _ in range(args.frame_skip):
                 _, _, success = sim.step(action)

@@ -75,6 +75,23 @@ def test_several_cameras_are_one_score(tmp_path) -> None:
     assert f"| {name} | 1 |" in (tmp_path / "kitchen36.md").read_text()
 
 
+def test_the_robot_is_hidden_in_one_goal_image(tmp_path, monkeypatch) -> None:
+    found = []
+
+    def find_robot(sim, goal, camera, seed):
+        found.append((goal.shape, camera, seed))
+        return np.zeros(goal.shape[:2], bool)
+
+    monkeypatch.setattr(one, "find_robot", find_robot)
+    more = "--beside-robot 1 --combine deviation --image-size 32".split()
+    kitchen36.main(arguments(tmp_path, *more))
+    assert found == [((32, 32, 3), "left_cam", 0)]
+    name = "pixels, 1 x beside the robot, in deviations, drawn at 32²"
+    assert f"| {name} | 1 |" in (tmp_path / "kitchen36.md").read_text()
+    with pytest.raises(SystemExit):
+        kitchen36.main(arguments(tmp_path, "--beside-robot", "1", "--goals", "2"))
+
+
 def test_scores_by_hand() -> None:
     values = np.array([[-5.0, -4.0, -1.0], [-5.0, -3.0, -2.0]])
     np.testing.assert_array_equal(one.score(values[:, -1], "last"), [-1, -2])
@@ -96,6 +113,15 @@ def test_a_judge_by_hand() -> None:
     assert two.first == 1 and float(two(frames(35, 105))) == pytest.approx(-0.5)
     uneven = one.Judge(brightness, frames(10, 100)[None], frames(60, 110), [1.0, 3.0])
     assert uneven.first == 1 and float(uneven(frames(35, 100))) == pytest.approx(-0.125)
+    candidates_seen = np.stack([frames(20, 100), frames(60, 102)])  # 10 and 50 off, 0 and 2 off
+    assert two.compare(candidates_seen) == pytest.approx(two(candidates_seen))
+    spread = one.Judge(brightness, frames(10, 100)[None], frames(60, 110), combine="deviation")
+    assert spread.compare(candidates_seen) == pytest.approx([-0.5, -2.5 - 2])
+
+    hidden = np.zeros((1, 4, 4), bool)
+    hidden[0, :2] = True  # half of the picture shows the goal's pixels, whatever the frame
+    half = one.Judge(brightness, frames(10)[None], frames(50), hidden=hidden)
+    assert half.first == 20 and half(frames(10)[None]) == pytest.approx(0)
 
 
 @pytest.mark.parametrize("setting", ["easy", "hard"])
@@ -204,7 +230,11 @@ def test_candidates_are_ranked(tmp_path, monkeypatch, capsys) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "suite",
-    [(), ("--suite", "fetch", "--task", "fetch-push", "--camera", "front+front/no-robot")],
+    [
+        (),
+        ("--beside-robot",),
+        ("--suite", "fetch", "--task", "fetch-push", "--camera", "front+front/no-robot"),
+    ],
 )
 def test_the_example_plans_and_draws(suite, tmp_path) -> None:
     done = subprocess.run(

@@ -10,6 +10,8 @@ from torchrl_vip.planning import (
     MPPI,
     Rollouts,
     filtered_noise,
+    find_robot,
+    in_deviations,
     last_reward,
     mppi_weights,
     rollout,
@@ -107,6 +109,58 @@ def test_weights_by_hand() -> None:
     np.testing.assert_allclose(mppi_weights(scores, 1.0, scale=False), [0.25, 0.75])
     np.testing.assert_allclose(mppi_weights(scores, 0.5), mppi_weights(7 * scores - 3, 0.5))
     np.testing.assert_allclose(mppi_weights(np.full(4, 2.0), 5.0), 0.25)  # nothing to choose
+
+
+def test_views_in_deviations_by_hand() -> None:
+    near, far = np.array([1.0, 3.0]), np.array([100.0, 140.0])  # deviations 1 and 20
+    distances = np.stack([near, far], -1)
+    np.testing.assert_allclose(in_deviations(distances), [1 + 5, 3 + 7])
+    np.testing.assert_allclose(in_deviations(distances, [1.0, 2.0]), [1 + 10, 3 + 14])
+    still = np.stack([near, np.array([100.0, 100.001])], -1)  # nothing moved in the second
+    np.testing.assert_allclose(in_deviations(still), near)
+    several_steps = np.stack([distances, distances], 1)
+    np.testing.assert_allclose(in_deviations(several_steps), [[6, 6], [10, 10]])
+
+
+@pytest.fixture(scope="module")
+def kitchen():
+    pytest.importorskip("gymnasium_robotics", reason='pip install "torchrl-vip[robotics]"')
+    from torchrl_vip.envs.kitchen import KitchenSim
+
+    sim = KitchenSim("knob1_off", image_size=64)
+    yield sim
+    sim.close()
+
+
+def test_the_robot_is_found_in_a_goal_image(kitchen) -> None:
+    from torchrl_vip.envs.kitchen import demonstrations
+
+    demonstration = demonstrations("knob1_off")[0]
+    kitchen.repeat(demonstration, 15)
+    views = ["default", "default/no-robot"]
+    state, start = kitchen.get_state(), kitchen.look(views)
+    kitchen.pose(demonstration.qpos[-1])  # the knob turned as well, which is not looked for
+    goal = kitchen.look(views)
+    kitchen.set_state(state)
+    found = find_robot(kitchen, goal[0], "default", candidates=32, iterations=8)
+    np.testing.assert_array_equal(kitchen.get_state(), state)
+
+    def overlap(mask: np.ndarray) -> float:
+        robot = (goal[0] != goal[1]).any(-1)
+        return (mask & robot).sum() / (mask | robot).sum()
+
+    assert found.dtype == bool and found.shape == (64, 64)
+    assert overlap(found) > 0.8 > 0.7 > overlap((start[0] != start[1]).any(-1))
+    again = find_robot(kitchen, goal[0], "default", candidates=32, iterations=8)
+    np.testing.assert_array_equal(again, found)
+
+
+def test_a_goal_image_must_fit_the_simulator(kitchen, monkeypatch) -> None:
+    with pytest.raises(ValueError, match=r"goal of shape \(32, 32, 3\), uint8; wanted uint8 \[64"):
+        find_robot(kitchen, np.zeros((32, 32, 3), np.uint8), "default")
+    monkeypatch.setattr(type(kitchen), "ROBOT", "")
+    with pytest.raises(ValueError, match="KitchenSim knows no robot to look for"):
+        find_robot(kitchen, np.zeros((64, 64, 3), np.uint8), "default")
 
 
 def test_plans_repeat_by_seed_and_warm_start_by_a_shift() -> None:

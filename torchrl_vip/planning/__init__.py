@@ -1,6 +1,14 @@
 """Planning on a real simulator: sampled action sequences, run from its saved state, scored, mixed."""
 
-from torchrl_vip.planning.mppi import CEM, MPPI, Planner, filtered_noise, mppi_weights
+from torchrl_vip.planning.mppi import (
+    CEM,
+    MPPI,
+    Planner,
+    filtered_noise,
+    in_deviations,
+    mppi_weights,
+)
+from torchrl_vip.planning.registration import find_robot
 from torchrl_vip.planning.rollout import Rollouts, last_frame, last_reward, rollout
 
 __all__ = [
@@ -9,6 +17,8 @@ __all__ = [
     "Planner",
     "Rollouts",
     "filtered_noise",
+    "find_robot",
+    "in_deviations",
     "last_frame",
     "last_reward",
     "mppi_weights",

@@ -45,6 +45,22 @@ def mppi_weights(scores: np.ndarray, kappa: float, scale: bool = True) -> np.nda
     return weights / weights.sum()
 
 
+def in_deviations(distances: np.ndarray, weights: Sequence[float] | None = None) -> np.ndarray:
+    """Distances of candidates by V views, [*N, V], to one of each, [*N]: each view's in parts of its
+    standard deviation over all candidates, so that none drowns the others, added up.
+
+    A view in which the candidates differ by rounding alone (less than a thousandth of its mean) says
+    nothing and is left out.
+
+    Args:
+        weights: of the V views; 1 each if not given.
+    """
+    over = tuple(range(distances.ndim - 1))
+    spread = distances.std(over)
+    parts = np.where(spread > 1e-3 * distances.mean(over), 1 / np.maximum(spread, 1e-12), 0.0)
+    return (distances * parts * (1.0 if weights is None else np.asarray(weights))).sum(-1)
+
+
 class Planner(ABC):
     """A mean action sequence that :meth:`plan` improves and moves on by one step.
 

@@ -20,10 +20,11 @@ LARGEST = 60.0  # grey levels: more than that is another object, however large t
 def find_robot(
     sim: Simulator,
     goal: np.ndarray,
-    camera: str | None = None,
+    camera: str,
     *,
     candidates: int = 64,
     iterations: int = 16,
+    sigma: float = 0.4,
     seed: int = 0,
 ) -> np.ndarray:
     """The pixels of a goal image that show the robot.
@@ -34,9 +35,11 @@ def find_robot(
     Args:
         sim: at the start of the episode; it is left as it was.
         goal: uint8 ``[H, W, 3]``, as large as the simulator draws.
-        camera: that took it; None is the simulator's own.
+        camera: that took it, by its name in the simulator.
         candidates: poses drawn in an iteration.
         iterations: of the search; with the candidates 1,024 pictures, some 15 s in software.
+        sigma: how far from where they are the hinges are first tried, as a standard deviation in
+            radians; slides are within 2 cm. Less where the robot hardly moves.
         seed: of the search.
 
     Returns:
@@ -51,9 +54,7 @@ def find_robot(
         raise ValueError(f"goal of shape {goal.shape}, {goal.dtype}; wanted uint8 {list(size)}")
     if not sim.ROBOT:
         raise ValueError(f"{type(sim).__name__} knows no robot to look for")
-    camera = camera or sim.CAMERA
-    place, low, high = _joints(sim)
-    middle, half = (high + low) / 2, (high - low) / 2
+    place, hinge, middle, half = _joints(sim)
     state, wanted = sim.get_state(), _cells(goal)
 
     def draw(pose: np.ndarray, camera: str) -> np.ndarray:
@@ -68,8 +69,9 @@ def find_robot(
         len(place),
         horizon=1,
         trajectories=candidates,
+        elites=max(1, candidates // 8),
         iterations=iterations,
-        sigma=np.clip(0.4 / half, 0.1, 0.5),  # .4 rad; fingers, in metres, half of their range
+        sigma=np.where(hinge, sigma, np.minimum(0.02, half / 2)) / half,
         floor=0.004,
         seed=seed,
     )
@@ -82,14 +84,24 @@ def find_robot(
     return (with_robot != without).any(-1)
 
 
-def _joints(sim: Simulator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places in qpos, and limits, of the robot's hinges and slides that have limits."""
-    model = sim.model
+def _joints(sim: Simulator) -> tuple[np.ndarray, ...]:
+    """Of the robot's hinges and slides: places in qpos, which are hinges, the middle and half of their
+    ranges (of a hinge that turns for ever half a turn either way from where it is)."""
+    model, kind = sim.model, mujoco.mjtJoint
     root = model.body_rootid
-    simple = np.isin(model.jnt_type, (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE))
     mine = root[model.jnt_bodyid] == root[model.body(sim.ROBOT).id]
-    chosen = np.flatnonzero(mine & simple & model.jnt_limited.astype(bool))
-    return model.jnt_qposadr[chosen], *model.jnt_range[chosen].T
+    hinge, slide = model.jnt_type == kind.mjJNT_HINGE, model.jnt_type == kind.mjJNT_SLIDE
+    limited = model.jnt_limited.astype(bool)
+    chosen = np.flatnonzero(mine & (hinge | (slide & limited)))
+    place = model.jnt_qposadr[chosen]
+    now, hinge, limited = sim.data.qpos[place], hinge[chosen], limited[chosen, None]
+    turn = now[:, None] + [-np.pi, np.pi]
+    low, high = np.where(limited, model.jnt_range[chosen], turn).T
+    low, high = (
+        np.minimum(low, now - 1e-3),
+        np.maximum(high, now + 1e-3),
+    )  # some start beyond theirs
+    return place, hinge, (high + low) / 2, (high - low) / 2
 
 
 def _cells(frame: np.ndarray) -> np.ndarray:
