@@ -97,10 +97,8 @@ def _joints(sim: Simulator) -> tuple[np.ndarray, ...]:
     now, hinge, limited = sim.data.qpos[place], hinge[chosen], limited[chosen, None]
     turn = now[:, None] + [-np.pi, np.pi]
     low, high = np.where(limited, model.jnt_range[chosen], turn).T
-    low, high = (
-        np.minimum(low, now - 1e-3),
-        np.maximum(high, now + 1e-3),
-    )  # some start beyond theirs
+    # some robots start beyond their limits
+    low, high = np.minimum(low, now - 1e-3), np.maximum(high, now + 1e-3)
     return place, hinge, (high + low) / 2, (high - low) / 2
 
 
