@@ -169,7 +169,9 @@ def main() -> None:
         f"distance {curve[0]:.2f} -> {curve[-1]:.2f}"
     )
     args.out.mkdir(parents=True, exist_ok=True)
-    frames, goal = [seen[0] for seen in frames], goal[0]  # of the first camera
+    frames, goal = [seen[0] for seen in frames], goal[0].copy()  # of the first camera
+    if robot is not None:
+        goal[robot] = goal[robot] // 2 + np.array([127, 0, 0], np.uint8)  # red is not compared
     draw(frames, goal, curve, args.out / f"{args.task}.png")
     film(frames, goal, curve, args.out / f"{args.task}.mp4")
     print(f"wrote {args.out / args.task}.png and .mp4")
