@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import mujoco
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from torchrl_vip.envs.simulator import WITHOUT_ROBOT, Simulator
 from torchrl_vip.planning.mppi import CEM
@@ -25,9 +27,10 @@ def find_robot(
     candidates: int = 64,
     iterations: int = 16,
     sigma: float = 0.4,
+    margin: int = 3,
     seed: int = 0,
 ) -> np.ndarray:
-    """The pixels of a goal image that show the robot.
+    """The pixels of a goal image that show the robot, and a few around it.
 
     The cross-entropy method moves the joints of the robot, from where they are and within their ranges;
     all else is drawn as it stands now. Only pictures are looked at.
@@ -40,6 +43,8 @@ def find_robot(
         iterations: of the search; with the candidates 1,024 pictures, some 15 s in software.
         sigma: how far from where they are the hinges are first tried, as a standard deviation in
             radians; slides are within 2 cm. Less where the robot hardly moves.
+        margin: pixels around what was found that count as the robot too: an edge of it that is left is
+            an edge to a network, however narrow.
         seed: of the search.
 
     Returns:
@@ -81,7 +86,8 @@ def find_robot(
         with_robot, without = draw(pose, camera), draw(pose, camera + WITHOUT_ROBOT)
     finally:
         sim.set_state(state)
-    return (with_robot != without).any(-1)
+    found = torch.from_numpy((with_robot != without).any(-1)).float()[None]
+    return F.max_pool2d(found, 2 * margin + 1, stride=1, padding=margin)[0].bool().numpy()
 
 
 def _joints(sim: Simulator) -> tuple[np.ndarray, ...]:
