@@ -27,10 +27,10 @@ def find_robot(
     candidates: int = 64,
     iterations: int = 16,
     sigma: float = 0.4,
-    margin: int = 3,
+    margin: int = 0,
     seed: int = 0,
 ) -> np.ndarray:
-    """The pixels of a goal image that show the robot, and a few around it.
+    """The pixels of a goal image that show the robot.
 
     The cross-entropy method moves the joints of the robot, from where they are and within their ranges;
     all else is drawn as it stands now. Only pictures are looked at.
@@ -43,8 +43,8 @@ def find_robot(
         iterations: of the search; with the candidates 1,024 pictures, some 15 s in software.
         sigma: how far from where they are the hinges are first tried, as a standard deviation in
             radians; slides are within 2 cm. Less where the robot hardly moves.
-        margin: pixels around what was found that count as the robot too: an edge of it that is left is
-            an edge to a network, however narrow.
+        margin: so many pixels around what was found count as the robot too: a rim of it that was missed
+            is an edge to a network, however narrow.
         seed: of the search.
 
     Returns:
