@@ -364,6 +364,8 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(
             "--beside-robot takes one goal image with the robot: no --without-robot, --goals 1"
         )
+    if args.smoothness and args.combine == "deviation":
+        parser.error("--smoothness is in parts of the first distance: no --combine deviation")
     if unknown := set(args.tasks) - set(list_tasks()):
         parser.error(f"unknown tasks {sorted(unknown)}; choose from {list_tasks()}")
     return args

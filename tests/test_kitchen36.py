@@ -88,8 +88,9 @@ def test_the_robot_is_hidden_in_one_goal_image(tmp_path, monkeypatch) -> None:
     assert found == [((32, 32, 3), "left_cam", 0)]
     name = "pixels, 1 x beside the robot, in deviations, drawn at 32²"
     assert f"| {name} | 1 |" in (tmp_path / "kitchen36.md").read_text()
-    with pytest.raises(SystemExit):
-        kitchen36.main(arguments(tmp_path, "--beside-robot", "1", "--goals", "2"))
+    for flags in ("--beside-robot 1 --goals 2", "--combine deviation --smoothness 1"):
+        with pytest.raises(SystemExit):
+            kitchen36.main(arguments(tmp_path, *flags.split()))
 
 
 def test_scores_by_hand() -> None:
