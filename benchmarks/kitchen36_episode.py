@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import closing
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -180,7 +181,8 @@ def easy_start(demonstration: Demonstration) -> int:
 def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge | None, Landmarks]:
     """Brings the simulator to the start; returns the judge of its goal, None for the true reward."""
     solved = demonstrations(episode.task)
-    solved = solved[episode.seed % len(solved) :] + solved[: episode.seed % len(solved)]
+    number = episode.seed % len(solved)
+    solved = solved[number:] + solved[:number]
     first = easy_start(solved[0]) if episode.setting == "easy" else 0
     sim.repeat(solved[0], first)
     if embed is None:
@@ -196,7 +198,10 @@ def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge
         # compared with that one too, but for the pixels in which it shows the robot.
         count = len(views) // 2
         goals[:, count:] = goals[:, :count]
-        found = [find_robot(sim, goals[0, i], views[i], seed=episode.seed) for i in range(count)]
+        found = [
+            robot_in_goal(episode.task, number, first, view, episode.image_size, episode.seed)
+            for view in views[:count]
+        ]
         hidden = np.stack([*np.zeros_like(found), *found])
     judge = Judge(embed, goals, start, weights, hidden, episode.combine)
     near = -float(judge(np.stack(ends[1:])).mean()) if len(ends) > 1 else np.nan
@@ -204,6 +209,19 @@ def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge
     landmarks = Landmarks(near, float((values < judge(decoy)).mean()))
     judge.seconds = 0.0
     return judge, landmarks
+
+
+@lru_cache(maxsize=16)  # the next encoder looks at the same ones
+def robot_in_goal(
+    task: str, number: int, first: int, camera: str, image_size: int, seed: int
+) -> np.ndarray:
+    """The pixels [H, W] that show the robot in the last picture of a task's demonstration, looked for from
+    its state ``first``."""
+    demonstration = demonstrations(task)[number]
+    with closing(KitchenSim(task, image_size=image_size)) as sim:
+        sim.repeat(demonstration, first)
+        ((goal,),) = pictures(sim, demonstration.qpos[-1:], [camera])
+        return find_robot(sim, goal, camera, seed=seed, progress=False)
 
 
 def score(values: np.ndarray, form: str) -> np.ndarray:

@@ -101,7 +101,7 @@ def main() -> None:
     robot = None
     if args.beside_robot:
         goal[1] = goal[0]  # one image, with the robot in it
-        search = {"candidates": 4, "iterations": 1} if args.smoke else {}
+        search = {"candidates": 8, "iterations": 1} if args.smoke else {}
         robot = find_robot(sim, goal[0], cameras[0], seed=args.seed, **search)
 
     # -- the reward: minus the distance to the goal -------------------------------------------------

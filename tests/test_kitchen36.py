@@ -78,14 +78,15 @@ def test_several_cameras_are_one_score(tmp_path) -> None:
 def test_the_robot_is_hidden_in_one_goal_image(tmp_path, monkeypatch) -> None:
     found = []
 
-    def find_robot(sim, goal, camera, seed):
+    def find_robot(sim, goal, camera, seed, progress):
         found.append((goal.shape, camera, seed))
         return np.zeros(goal.shape[:2], bool)
 
     monkeypatch.setattr(one, "find_robot", find_robot)
     more = "--beside-robot 1 --combine deviation --image-size 32".split()
-    kitchen36.main(arguments(tmp_path, *more))
-    assert found == [((32, 32, 3), "left_cam", 0)]
+    one.robot_in_goal.cache_clear()
+    kitchen36.main(arguments(tmp_path, *more, "--encoder", "other=pixels"))
+    assert found == [((32, 32, 3), "left_cam", 0)], "once for both encoders"
     name = "pixels, 1 x beside the robot, in deviations, drawn at 32²"
     assert f"| {name} | 1 |" in (tmp_path / "kitchen36.md").read_text()
     for flags in ("--beside-robot 1 --goals 2", "--combine deviation --smoothness 1"):

@@ -16,6 +16,7 @@ from torchrl_vip.planning import (
     mppi_weights,
     rollout,
 )
+from torchrl_vip.planning.registration import _kernel_ridge
 
 DT, HORIZON = 0.2, 8
 A = np.array([[1.0, DT], [0.0, 1.0]])
@@ -142,7 +143,8 @@ def test_the_robot_is_found_in_a_goal_image(kitchen) -> None:
     kitchen.pose(demonstration.qpos[-1])  # the knob turned as well, which is not looked for
     goal = kitchen.look(views)
     kitchen.set_state(state)
-    found = find_robot(kitchen, goal[0], "default", candidates=32, iterations=8)
+    search = {"candidates": 64, "iterations": 4}
+    found = find_robot(kitchen, goal[0], "default", **search)
     np.testing.assert_array_equal(kitchen.get_state(), state)
 
     def overlap(mask: np.ndarray) -> float:
@@ -151,16 +153,38 @@ def test_the_robot_is_found_in_a_goal_image(kitchen) -> None:
 
     assert found.dtype == bool and found.shape == (64, 64)
     assert overlap(found) > 0.8 > 0.7 > overlap((start[0] != start[1]).any(-1))
-    again = find_robot(kitchen, goal[0], "default", candidates=32, iterations=8)
+    again = find_robot(kitchen, goal[0], "default", **search)
     np.testing.assert_array_equal(again, found)
 
 
 def test_a_goal_image_must_fit_the_simulator(kitchen, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"goal of shape \(32, 32, 3\), uint8; wanted uint8 \[64"):
         find_robot(kitchen, np.zeros((32, 32, 3), np.uint8), "default")
+    with pytest.raises(ValueError, match="candidates is 4; wanted 8"):
+        find_robot(kitchen, np.zeros((64, 64, 3), np.uint8), "default", candidates=4)
     monkeypatch.setattr(type(kitchen), "ROBOT", "")
     with pytest.raises(ValueError, match="KitchenSim knows no robot to look for"):
         find_robot(kitchen, np.zeros((64, 64, 3), np.uint8), "default")
+
+
+def test_a_regression_tells_poses_from_pictures_and_how_far_it_errs() -> None:
+    rng, line = np.random.default_rng(0), np.linspace(-2, 2, 40)
+
+    def pictures(
+        poses: np.ndarray,
+    ) -> np.ndarray:  # [N, 2] to [N, 40]: a wide bump and a narrow one
+        bumps = np.exp(-np.square(line - poses[..., None]) / [[0.5], [0.1]])
+        return bumps.sum(1)
+
+    poses, wanted = rng.uniform(-1, 1, (400, 2)), np.array([0.5, -0.3])
+    seen, image = pictures(poses), pictures(wanted[None])[0]
+    pose, error = _kernel_ridge(seen, poses, image)
+    assert (error < 0.1).all() and (np.abs(pose - wanted) < 3 * error).all()
+    image[0] += 50  # something that no pose shows, where no pose shows anything
+    again, _ = _kernel_ridge(seen, poses, image)
+    np.testing.assert_allclose(again, pose, atol=0.05)
+    _, hopeless = _kernel_ridge(seen, rng.permutation(poses), image)
+    assert (hopeless > 0.4).all(), "a uniform pose in [-1, 1] deviates by 0.58"
 
 
 def test_plans_repeat_by_seed_and_warm_start_by_a_shift() -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import weakref
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,11 @@ def test_a_camera_without_the_robot_sees_the_objects_alone(name: str, task: str)
     before = sim.look([sim.CAMERA, hidden])
     assert (before[0] != before[1]).any(-1).mean() > 0.01
     np.testing.assert_array_equal(sim.render(), before[0])  # and it comes back
+    (rest, far), (robot, near) = (sim.layer(sim.CAMERA, robot=alone) for alone in (False, True))
+    np.testing.assert_array_equal(rest, before[1])
+    nearer = np.where((near > far)[..., None], robot, rest)
+    np.testing.assert_array_equal(nearer, before[0])
+    np.testing.assert_array_equal(sim.render(), before[0])
     for _ in range(6):
         sim.step(np.full(sim.ACTION_SIZE, 0.5))
     moved = [distance(*pair) for pair in zip(sim.look([sim.CAMERA, hidden]), before, strict=True)]
@@ -120,6 +126,9 @@ def test_a_suite_without_a_known_robot_cannot_leave_it_out() -> None:
 
     with pytest.raises(ValueError, match="corner4/no-robot'.*no robot to leave out"):
         Robotless("reach-v3", camera="corner4/no-robot")
+    with closing(Robotless("reach-v3", image_size=16)) as sim:
+        with pytest.raises(ValueError, match="no robot to leave out"):
+            sim.layer("corner4", robot=False)
 
 
 @pytest.mark.slow

@@ -11,12 +11,16 @@ import mujoco
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
-from torchrl_vip.envs.simulator import WITHOUT_ROBOT, Simulator
+from torchrl_vip.envs.simulator import Simulator
 from torchrl_vip.planning.mppi import CEM
 
 CELL = 4  # pixels: pictures are compared as means of such squares, so that near misses count
 LARGEST = 60.0  # grey levels: more than that is another object, however large the difference
+CLOSEST = 0.02  # of the reach: poses are spread by as much at least
+MATCHES = 16  # iterations of the cross-entropy method
+RIDGE = 0.01  # beside a kernel that is 1 at no distance
 
 
 def find_robot(
@@ -24,34 +28,40 @@ def find_robot(
     goal: np.ndarray,
     camera: str,
     *,
-    candidates: int = 64,
-    iterations: int = 16,
-    sigma: float = 0.4,
+    candidates: int = 512,
+    iterations: int = 6,
+    sigma: float = 0.6,
     margin: int = 0,
     seed: int = 0,
+    progress: bool = True,
 ) -> np.ndarray:
     """The pixels of a goal image that show the robot.
 
-    The cross-entropy method moves the joints of the robot, from where they are and within their ranges;
-    all else is drawn as it stands now. Only pictures are looked at.
+    The robot is drawn in random poses; a regression from their pictures to the poses tells where it stands
+    in the goal image, and around that the next ones are drawn, spread by its error. Hardly any pose looks
+    like the goal image, but many are right in part: the regression learns from all of them, where a search
+    that keeps the best ones ends in the first pose that looks a little like it. The cross-entropy method
+    then makes the best one match. Only pictures are looked at; all but the robot is drawn as it is now.
 
     Args:
         sim: at the start of the episode; it is left as it was.
         goal: uint8 ``[H, W, 3]``, as large as the simulator draws.
         camera: that took it, by its name in the simulator.
-        candidates: poses drawn in an iteration.
-        iterations: of the search; with the candidates 1,024 pictures, some 15 s in software.
+        candidates: poses drawn for each regression.
+        iterations: regressions; the second half of them see finer pictures. With what is drawn to match
+            the best one 4,096 pictures, some 40 s of one core in software.
         sigma: how far from where they are the hinges are first tried, as a standard deviation in
-            radians; slides are within 2 cm. Less where the robot hardly moves.
+            radians; slides by up to 5 cm. Less where the robot hardly moves.
         margin: so many pixels around what was found count as the robot too: a rim of it that was missed
             is an edge to a network, however narrow.
         seed: of the search.
+        progress: show a bar.
 
     Returns:
         bool ``[H, W]``.
 
     Raises:
-        ValueError: a goal of another size; a suite that knows no robot.
+        ValueError: a goal of another size; a suite that knows no robot; fewer than 8 candidates.
         NotImplementedError: a suite that cannot save its state.
     """
     size = (sim.image_size, sim.image_size, 3)
@@ -59,61 +69,137 @@ def find_robot(
         raise ValueError(f"goal of shape {goal.shape}, {goal.dtype}; wanted uint8 {list(size)}")
     if not sim.ROBOT:
         raise ValueError(f"{type(sim).__name__} knows no robot to look for")
-    place, hinge, middle, half = _joints(sim)
-    state, wanted = sim.get_state(), _cells(goal)
-
-    def draw(pose: np.ndarray, camera: str) -> np.ndarray:
-        sim.data.qpos[place] = middle + half * pose
-        mujoco.mj_forward(sim.model, sim.data)
-        return sim.render(camera).copy()
-
-    def likeness(poses: np.ndarray) -> np.ndarray:
-        return np.array([-_difference(_cells(draw(pose, camera)), wanted) for pose in poses[:, 0]])
-
-    search = CEM(
-        len(place),
-        horizon=1,
-        trajectories=candidates,
-        elites=max(1, candidates // 8),
-        iterations=iterations,
-        sigma=np.where(hinge, sigma, np.minimum(0.02, half / 2)) / half,
-        floor=0.004,
-        seed=seed,
-    )
-    search.mean = ((sim.data.qpos[place] - middle) / half)[None]
+    if candidates < 8:
+        raise ValueError(f"candidates is {candidates}; wanted 8 at least to learn from")
+    state = sim.get_state()
+    matched = candidates // 8
+    total = iterations * candidates + MATCHES * matched
     try:
-        (pose,) = search.improve(likeness)
-        with_robot, without = draw(pose, camera), draw(pose, camera + WITHOUT_ROBOT)
+        with tqdm(total=total, desc="finding the robot", unit="pose", disable=not progress) as bar:
+            robot = _Robot(sim, camera, bar)
+            pose = _regress(robot, _cells(goal), candidates, iterations, sigma, seed)
+            pose = _match(robot, _cells(goal), matched, pose, seed)
+        found = torch.from_numpy(robot.draw(pose)[1]).float()[None]
     finally:
         sim.set_state(state)
-    found = torch.from_numpy((with_robot != without).any(-1)).float()[None]
     return F.max_pool2d(found, 2 * margin + 1, stride=1, padding=margin)[0].bool().numpy()
 
 
-def _joints(sim: Simulator) -> tuple[np.ndarray, ...]:
-    """Of the robot's hinges and slides: places in qpos, which are hinges, the middle and half of their
-    ranges (of a hinge that turns for ever half a turn either way from where it is)."""
-    model, kind = sim.model, mujoco.mjtJoint
-    root = model.body_rootid
-    mine = root[model.jnt_bodyid] == root[model.body(sim.ROBOT).id]
-    hinge, slide = model.jnt_type == kind.mjJNT_HINGE, model.jnt_type == kind.mjJNT_SLIDE
-    limited = model.jnt_limited.astype(bool)
-    chosen = np.flatnonzero(mine & (hinge | (slide & limited)))
-    place = model.jnt_qposadr[chosen]
-    now, hinge, limited = sim.data.qpos[place], hinge[chosen], limited[chosen, None]
-    turn = now[:, None] + [-np.pi, np.pi]
-    low, high = np.where(limited, model.jnt_range[chosen], turn).T
-    # some robots start beyond their limits
-    low, high = np.minimum(low, now - 1e-3), np.maximum(high, now + 1e-3)
-    return place, hinge, (high + low) / 2, (high - low) / 2
+class _Robot:
+    """A simulator's robot, drawn in any pose over the scene as it stands.
+
+    A pose [J] is of its hinges and slides, -1 to 1 over the range of each (of a hinge that turns for ever
+    half a turn either way from where it is).
+
+    Attributes:
+        pose: the one it is in.
+        reach: in the same units, [J]: a radian of a hinge, 5 cm of a slide or half of its range.
+    """
+
+    def __init__(self, sim: Simulator, camera: str, bar: tqdm) -> None:
+        model, kind = sim.model, mujoco.mjtJoint
+        root = model.body_rootid
+        mine = root[model.jnt_bodyid] == root[model.body(sim.ROBOT).id]
+        hinge, slide = model.jnt_type == kind.mjJNT_HINGE, model.jnt_type == kind.mjJNT_SLIDE
+        limited = model.jnt_limited.astype(bool)
+        chosen = np.flatnonzero(mine & (hinge | (slide & limited)))
+        self.place = model.jnt_qposadr[chosen]
+        now, hinge, limited = sim.data.qpos[self.place], hinge[chosen], limited[chosen, None]
+        turn = now[:, None] + [-np.pi, np.pi]
+        low, high = np.where(limited, model.jnt_range[chosen], turn).T
+        # some robots start beyond their limits
+        low, high = np.minimum(low, now - 1e-3), np.maximum(high, now + 1e-3)
+        self.middle, self.half = (high + low) / 2, (high - low) / 2
+        self.pose = (now - self.middle) / self.half
+        self.reach = np.where(hinge, 1.0, np.minimum(0.05, self.half)) / self.half
+        self.sim, self.camera, self.bar = sim, camera, bar
+        self.behind, self.behind_depth = sim.layer(camera, robot=False)
+
+    def draw(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The picture, uint8 [H, W, 3], and which of its pixels show the robot, [H, W]."""
+        model, data = self.sim.model, self.sim.data
+        data.qpos[self.place] = self.middle + self.half * pose
+        for place in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight):
+            place(model, data)
+        frame, depth = self.sim.layer(self.camera, robot=True)
+        shown = depth > self.behind_depth
+        return np.where(shown[..., None], frame, self.behind), shown
+
+    def pictures(self, poses: np.ndarray) -> np.ndarray:
+        """Of poses [N, J], as cells [N, h, w, 3]."""
+        self.bar.update(len(poses))
+        return np.stack([_cells(self.draw(pose)[0]) for pose in poses])
 
 
-def _cells(frame: np.ndarray) -> np.ndarray:
-    """[H, W, 3] to the means of squares; a rest at the right and lower edge is left out."""
-    h, w = (side // CELL for side in frame.shape[:2])
-    squares = frame[: h * CELL, : w * CELL].astype(np.float32).reshape(h, CELL, w, CELL, 3)
-    return squares.mean((1, 3))
+def _regress(
+    robot: _Robot, goal: np.ndarray, candidates: int, iterations: int, sigma: float, seed: int
+) -> np.ndarray:
+    """The pose [J] most like a goal image's cells among those drawn, and those that were predicted of it."""
+    rng, mean, spread = np.random.default_rng(seed), robot.pose, sigma * robot.reach
+    tried, seen, best, likeness = [], [], mean, -np.inf
+    for iteration in range(iterations):
+        poses = mean + spread * rng.normal(size=(candidates, len(mean)))
+        poses[:2] = mean, best
+        poses = poses.clip(-1, 1)
+        pictures = robot.pictures(poses)
+        scores = _likeness(pictures, goal)
+        if scores.max() > likeness:
+            best, likeness = poses[scores.argmax()], scores.max()
+        # older ones are too far off by now to tell small differences
+        tried, seen = [*tried[-1:], poses], [*seen[-1:], pictures]
+        inputs = np.concatenate([*seen, goal[None]])
+        if iteration < iterations // 2:
+            inputs = _cells(inputs, 2)
+        mean, error = _kernel_ridge(inputs[:-1], np.concatenate(tried), inputs[-1])
+        mean, spread = mean.clip(-1, 1), np.maximum(error, CLOSEST * robot.reach)
+    return mean if _likeness(robot.pictures(mean[None]), goal).item() > likeness else best
 
 
-def _difference(cells: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.minimum(np.abs(cells - wanted), LARGEST).mean())
+def _match(
+    robot: _Robot, goal: np.ndarray, candidates: int, pose: np.ndarray, seed: int
+) -> np.ndarray:
+    """A pose [J] near this one that looks more like a goal image's cells."""
+    search = CEM(
+        len(pose),
+        horizon=1,
+        trajectories=candidates,
+        elites=max(1, candidates // 8),
+        iterations=MATCHES,
+        sigma=0.15 * robot.reach,
+        floor=0.004,
+        seed=seed,
+    )
+    search.mean = pose[None]
+    (pose,) = search.improve(lambda poses: _likeness(robot.pictures(poses[:, 0]), goal))
+    return pose
+
+
+def _kernel_ridge(
+    inputs: np.ndarray, outputs: np.ndarray, wanted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Regression from N inputs [N, *] to outputs [N, J] with a Gaussian kernel as wide as the median
+    distance: the output [J] for the wanted input, and the standard deviation [J] of the leave-one-out
+    errors."""
+    # what no input shows is no robot: the object that the goal image shows moved
+    wanted = wanted.clip(inputs.min(0), inputs.max(0)).reshape(1, -1)
+    points = np.concatenate([inputs.reshape(len(inputs), -1), wanted]).astype(float)
+    norms = np.square(points).sum(1)
+    distances = np.maximum(norms[:, None] + norms - 2 * points @ points.T, 0)
+    kernel = np.exp(-distances / np.median(distances[:-1, :-1]))
+    mean = outputs.mean(0)
+    inverse = np.linalg.inv(kernel[:-1, :-1] + RIDGE * np.eye(len(inputs)))
+    coefficients = inverse @ (outputs - mean)
+    left_out = coefficients / np.diag(inverse)[:, None]
+    return mean + kernel[-1, :-1] @ coefficients, left_out.std(0)
+
+
+def _cells(pictures: np.ndarray, size: int = CELL) -> np.ndarray:
+    """[*N, H, W, 3] to the means of squares; a rest at the right and lower edge is left out."""
+    h, w = (side // size for side in pictures.shape[-3:-1])
+    squares = pictures[..., : h * size, : w * size, :].astype(np.float32)
+    return squares.reshape(*pictures.shape[:-3], h, size, w, size, 3).mean((-4, -2))
+
+
+def _likeness(pictures: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """Of cells [N, h, w, 3] to those of the goal image, [N], at most 0."""
+    return -np.minimum(np.abs(pictures - goal), LARGEST).mean((1, 2, 3))
