@@ -1,5 +1,6 @@
 """MPPI and CEM against a problem whose optimum is known, and roll-outs in processes."""
 
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -157,11 +158,21 @@ def test_the_robot_is_found_in_a_goal_image(kitchen) -> None:
     np.testing.assert_array_equal(again, found)
 
 
-def test_a_goal_image_must_fit_the_simulator(kitchen, monkeypatch) -> None:
+def test_what_no_robot_can_be_found_in_is_an_error(kitchen, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"goal of shape \(32, 32, 3\), uint8; wanted uint8 \[64"):
         find_robot(kitchen, np.zeros((32, 32, 3), np.uint8), "default")
     with pytest.raises(ValueError, match="candidates is 4; wanted 8"):
         find_robot(kitchen, np.zeros((64, 64, 3), np.uint8), "default", candidates=4)
+    from torchrl_vip.envs.metaworld import MetaWorldSim
+
+    with closing(MetaWorldSim("reach-v3", image_size=64)) as sim:
+        sim.reset(0)
+        state, black = sim.get_state(), np.zeros((64, 64, 3), np.uint8)
+        with pytest.raises(ValueError, match="'behindGripper' rides on the robot.*'corner4'"):
+            find_robot(sim, black, "behindGripper", candidates=8, iterations=1)
+        with pytest.raises(ValueError, match="unknown camera 'nowhere'"):
+            find_robot(sim, black, "nowhere", candidates=8, iterations=1)
+        np.testing.assert_array_equal(sim.get_state(), state)
     monkeypatch.setattr(type(kitchen), "ROBOT", "")
     with pytest.raises(ValueError, match="KitchenSim knows no robot to look for"):
         find_robot(kitchen, np.zeros((64, 64, 3), np.uint8), "default")
@@ -183,6 +194,8 @@ def test_a_regression_tells_poses_from_pictures_and_how_far_it_errs() -> None:
     image[0] += 50  # something that no pose shows, where no pose shows anything
     again, _ = _kernel_ridge(seen, poses, image)
     np.testing.assert_allclose(again, pose, atol=0.05)
+    same, _ = _kernel_ridge(np.ones_like(seen), poses, image)  # a camera that sees no robot
+    np.testing.assert_allclose(same, poses.mean(0), atol=1e-3)
     _, hopeless = _kernel_ridge(seen, rng.permutation(poses), image)
     assert (hopeless > 0.4).all(), "a uniform pose in [-1, 1] deviates by 0.58"
 

@@ -61,7 +61,8 @@ def find_robot(
         bool ``[H, W]``.
 
     Raises:
-        ValueError: a goal of another size; a suite that knows no robot; fewer than 8 candidates.
+        ValueError: a goal of another size; a suite that knows no robot; a camera that rides on it;
+            fewer than 8 candidates.
         NotImplementedError: a suite that cannot save its state.
     """
     size = (sim.image_size, sim.image_size, 3)
@@ -99,7 +100,12 @@ class _Robot:
     def __init__(self, sim: Simulator, camera: str, bar: tqdm) -> None:
         model, kind = sim.model, mujoco.mjtJoint
         root = model.body_rootid
-        mine = root[model.jnt_bodyid] == root[model.body(sim.ROBOT).id]
+        robot = root[model.body(sim.ROBOT).id]
+        fixed = {model.cam(i).name: root[body] != robot for i, body in enumerate(model.cam_bodyid)}
+        if not fixed.get(camera, True):
+            stand = [name for name, still in fixed.items() if still]
+            raise ValueError(f"camera {camera!r} rides on the robot; choose one of {stand}")
+        mine = root[model.jnt_bodyid] == robot
         hinge, slide = model.jnt_type == kind.mjJNT_HINGE, model.jnt_type == kind.mjJNT_SLIDE
         limited = model.jnt_limited.astype(bool)
         chosen = np.flatnonzero(mine & (hinge | (slide & limited)))
@@ -185,7 +191,8 @@ def _kernel_ridge(
     points = np.concatenate([inputs.reshape(len(inputs), -1), wanted]).astype(float)
     norms = np.square(points).sum(1)
     distances = np.maximum(norms[:, None] + norms - 2 * points @ points.T, 0)
-    kernel = np.exp(-distances / np.median(distances[:-1, :-1]))
+    width = max(np.median(distances[:-1, :-1]), 1e-9)  # 0 where the camera does not see the robot
+    kernel = np.exp(-distances / width)
     mean = outputs.mean(0)
     inverse = np.linalg.inv(kernel[:-1, :-1] + RIDGE * np.eye(len(inputs)))
     coefficients = inverse @ (outputs - mean)
