@@ -138,16 +138,20 @@ def config_for(network: str, size: int, batch: int) -> dict:
 
 
 def peak(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations a second of a large matrix product, the best of some."""
-    side = 2048 if device.type == "cpu" else 8192
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    """Floating-point operations a second of a large matrix product, the best of some; of a small one
+    where that is slow: bfloat16 without instructions for it would take minutes."""
+    for side in (256, 2048) if device.type == "cpu" else (8192,):
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        seconds = min(_product_seconds(a, b) for _ in range(10))
+        if seconds > 0.01:
+            break
+    return 2 * side**3 / seconds
 
-    def seconds() -> float:
-        start = time.perf_counter()
-        (a @ b)[0, 0].item()  # waits for the device
-        return time.perf_counter() - start
 
-    return 2 * side**3 / min(seconds() for _ in range(10))
+def _product_seconds(a: torch.Tensor, b: torch.Tensor) -> float:
+    start = time.perf_counter()
+    (a @ b)[0, 0].item()  # waits for the device
+    return time.perf_counter() - start
 
 
 def operations(network: str, size: int) -> float:
