@@ -94,6 +94,22 @@ def test_the_robot_is_hidden_in_one_goal_image(tmp_path, monkeypatch) -> None:
             kitchen36.main(arguments(tmp_path, *flags.split()))
 
 
+def test_what_has_not_moved_looks_as_it_did(tmp_path, monkeypatch) -> None:
+    more = "--without-robot 1 --max-steps 2 --image-size 32".split()
+    looks = []
+    look = one.PlanningSim.look
+    monkeypatch.setattr(one.PlanningSim, "look", lambda *args: looks.append(args[1]) or look(*args))
+    results, drawn = [], []
+    for still in (-1.0, one.STILL):  # each frame is drawn, and those that differ
+        monkeypatch.setattr(one, "STILL", still)
+        kitchen36.main(arguments(tmp_path / str(still), *more))
+        results += episodes(tmp_path / str(still))
+        drawn.append(sum(views == ["left_cam/no-robot"] for views in looks))
+        looks.clear()
+    assert drawn[0] == 6 > drawn[1], "two steps of three candidates"
+    assert results[0]["distance"] == pytest.approx(results[1]["distance"], rel=1e-2)
+
+
 def test_scores_by_hand() -> None:
     values = np.array([[-5.0, -4.0, -1.0], [-5.0, -3.0, -2.0]])
     np.testing.assert_array_equal(one.score(values[:, -1], "last"), [-1, -2])
