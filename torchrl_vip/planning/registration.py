@@ -61,7 +61,7 @@ def find_robot(
         bool ``[H, W]``.
 
     Raises:
-        ValueError: a goal of another size; a suite that knows no robot; a camera that rides on it;
+        ValueError: a goal of another size; a suite that knows no robot; a camera that is unknown or rides on it;
             fewer than 8 candidates.
         NotImplementedError: a suite that cannot save its state.
     """
