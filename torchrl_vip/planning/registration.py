@@ -61,8 +61,8 @@ def find_robot(
         bool ``[H, W]``.
 
     Raises:
-        ValueError: a goal of another size; a suite that knows no robot; a camera that is unknown or rides on it;
-            fewer than 8 candidates.
+        ValueError: a goal of another size; a suite that knows no robot; a camera that is unknown or
+            rides on it; fewer than 8 candidates.
         NotImplementedError: a suite that cannot save its state.
     """
     size = (sim.image_size, sim.image_size, 3)
