@@ -63,6 +63,15 @@ def test_single_env():
     assert env.reward_spec.shape == (1,) and env.reward_spec.is_in(torch.tensor([-100.0]))
 
 
+def test_a_clone_has_goals_of_its_own():
+    env = make_env(SerialEnv(2, MAKE), goal=grey(200))
+    env.reset()
+    other = TransformedEnv(SerialEnv(2, MAKE), env.transform.clone())
+    other.transform[-1].set_goal(grey(5), env_ids=1)
+    close(env.rollout(2)["next", "reward"], torch.full((2, 2, 1), GAIN))
+    close(other.rollout(2)["next", "reward"][:, 0], torch.tensor([[GAIN], [-GAIN]]))
+
+
 def test_past_the_goal_the_reward_turns():
     rewards = make_env(goal=grey(25)).rollout(3)["next", "reward"].flatten()
     # levels 10, 20, 30, 40 are 15, 5, 5, 15 from the goal

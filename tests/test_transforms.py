@@ -215,6 +215,17 @@ def test_pickle_clone_and_share():
     assert torch.equal(t(frame)["vip_vec"], z)
 
 
+def test_a_clone_remembers_its_own_frames():
+    """What a partial reset leaves alone is of the environment's own last step."""
+    env = TransformedEnv(SerialEnv(2, MAKE), VIPTransform(CountingEncoder()))
+    before = env.reset()
+    other = TransformedEnv(SerialEnv(2, MAKE), env.transform.clone())
+    now = env.step(before.set("action", torch.zeros(2, 1)))["next"]
+    other.rollout(3)
+    now["_reset"] = torch.tensor([[True], [False]])
+    torch.testing.assert_close(env.reset(now)["vip_vec"], torch.stack([z_of(10), z_of(20)]))
+
+
 def test_to_dtype_device_and_memory_format():
     t = VIPTransform(VIPEncoder("resnet18", dim=4, image_size=32))
     frame = TensorDict(pixels=torch.randint(255, (2, 40, 40, 3), dtype=torch.uint8), batch_size=[2])

@@ -1,8 +1,9 @@
-"""Goal images: reading them, telling them from embeddings, lining goals up with a batch."""
+"""Goals: reading their images, telling these from embeddings, and who has which in a batch."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,124 @@ def is_image(tensor: Tensor, dim: int | None) -> bool:
     return tensor.shape[-1] != dim
 
 
-def align(goal: Tensor, z: Tensor, batch: torch.Size, nearest: bool) -> Tensor:
-    """Goals ``[*B, D]`` (``[*B, G, D]`` with ``nearest``) made to broadcast against z ``[*B, *N, D]``."""
-    extra = z.ndim - len(batch) - 1
-    return goal.reshape(*goal.shape[: len(batch)], *([1] * extra), *goal.shape[len(batch) :])
+def align(goal: Tensor, z: Tensor, batch: torch.Size, as_sets: bool) -> Tensor:
+    """Goals ``[D]`` or ``[*B, D]`` (``[..., G, D]`` of sets) made to broadcast against z ``[*B, *N, D]``."""
+    tail = 2 if as_sets else 1
+    if goal.ndim > tail:
+        extra = z.ndim - len(batch) - 1
+        goal = goal.reshape(*goal.shape[: len(batch)], *[1] * extra, *goal.shape[len(batch) :])
+    # One dimension more than z makes it a set; line its leading ones up.
+    return goal.expand(*z.shape[:-1], *goal.shape[-2:]) if as_sets else goal
+
+
+class Goals:
+    """Which goal each environment of a batch ``*B`` has.
+
+    Args:
+        as_sets: a goal is a set of G embeddings, of which the nearest counts, and every shape below
+            has G before its D.
+
+    Attributes:
+        embedding: float32 ``[D]``, one for all, or ``[*B, D]``; None before the first goal.
+        images: uint8 or float ``[*B, *S]``, those that came as images, as they came; else None.
+    """
+
+    def __init__(self, as_sets: bool) -> None:
+        self.as_sets = as_sets
+        self.embedding: Tensor | None = None
+        self.images: Tensor | None = None
+        self._written: Tensor | None = None  # as the environments last had them, [*B, D]
+
+    @property
+    def _tail(self) -> int:
+        return 2 if self.as_sets else 1
+
+    def set(self, embedding: Tensor) -> None:
+        """One goal for all, ``[D]``, or one for each, ``[*B, D]``.
+
+        Raises:
+            ValueError: a set of another size than before.
+        """
+        self._check_count(embedding)
+        self.embedding = embedding
+
+    def set_rows(self, embedding: Tensor, rows: Tensor, batch: torch.Size) -> None:
+        """Goals of some environments.
+
+        Args:
+            embedding: ``[D]``, one for all of these, or ``[n, D]``.
+            rows: bool ``[*B]`` with n times True.
+
+        Raises:
+            ValueError: the others have none yet; a set of another size than before.
+        """
+        self._check_count(embedding)
+        goal = self.embedding
+        if goal is None:
+            if not rows.all():
+                raise ValueError(
+                    f"goals for {int(rows.sum())} of {rows.numel()} environments, and the others "
+                    "have none yet: give every environment a goal first."
+                )
+            goal = embedding.new_zeros(embedding.shape[-self._tail :])
+        goal = goal.expand(*batch, *goal.shape[-self._tail :]).clone()
+        goal[rows.to(goal.device)] = embedding.to(goal.device)
+        self.embedding = goal
+
+    def take(self, embedding: Tensor, rows: Tensor) -> None:
+        """Adopt what a reset of the environments ``rows`` (bool ``[*B]``) brings, ``[*B, D]``.
+
+        A tensordict that went through the environment carries the goals that :meth:`write` gave it:
+        only those that differ are the caller's.
+        """
+        new = rows.to(embedding.device) & _changed(embedding, self._written, rows.ndim)
+        if new.any():
+            self.set_rows(embedding[new].to(torch.float32), new, rows.shape)
+
+    def take_images(self, images: Tensor, rows: Tensor, embed: Callable[[Tensor], Tensor]) -> None:
+        """The same for images ``[*B, *S]``; ``embed`` makes ``[n, D]`` of ``[n, *S]``."""
+        new = rows.to(images.device) & _changed(images, self.images, rows.ndim)
+        if new.any():
+            self.set_rows(embed(images[new]), new, rows.shape)
+            held = torch.zeros_like(images) if self.images is None else self.images.clone()
+            held[new] = images[new]
+            self.images = held
+
+    def write(self, batch: torch.Size, device: torch.device | None) -> Tensor:
+        """The goal of every environment, ``[*B, D]``, on this device.
+
+        Raises:
+            ValueError: the goals are of another batch.
+        """
+        if device is not None:
+            self.embedding = self.embedding.to(device)
+        lead, tail = self.embedding.shape[: -self._tail], self.embedding.shape[-self._tail :]
+        if lead not in (torch.Size([]), batch):
+            raise ValueError(
+                f"goals for environments {tuple(lead)}, but this batch is {tuple(batch)}."
+            )
+        self._written = self.embedding.expand(*batch, *tail).clone()
+        return self._written
+
+    def forget_written(self) -> None:
+        """The next reset's goals are all the caller's."""
+        self._written = None
+
+    def _check_count(self, embedding: Tensor) -> None:
+        """The size of a set of goals is part of the environment's spec and stays."""
+        if self.as_sets and self.embedding is not None:
+            if embedding.shape[-2] != self.embedding.shape[-2]:
+                raise ValueError(
+                    f"a set of {embedding.shape[-2]} goals where there were "
+                    f"{self.embedding.shape[-2]}: goal_reduction='nearest' keeps their number."
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_written": None}
+
+
+def _changed(new: Tensor, old: Tensor | None, batch_dims: int) -> Tensor:
+    """Which environments of ``[*B, *S]`` have other values than before: bool ``[*B]``."""
+    if old is None or old.shape != new.shape:
+        return torch.ones(new.shape[:batch_dims], dtype=torch.bool, device=new.device)
+    return (new != old).flatten(batch_dims).any(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torchrl.data.tensor_specs import Composite, Unbounded
 from torchrl.envs.transforms import Compose, Transform, VecGymEnvTransform
 
 from torchrl_vip.functional import check_form, goal_reward, to_chw
-from torchrl_vip.goals import align, is_image, read_image
+from torchrl_vip.goals import Goals, align, is_image, read_image
 from torchrl_vip.transforms.vip import EncoderLike, VIPTransform, next_key, reset_rows
 
 _ONE = torch.Size([])  # batch shape of a goal that is not stacked
@@ -132,9 +133,7 @@ class VIPRewardTransform(Transform):
         # What the user gave, until an encoder is in reach; files are opened now, so that a wrong
         # path is an error here.
         self._pending = None if goal is None else _read_goal(goal)
-        self._goal: Tensor | None = None  # [D] for all, or [*B, D]; [..., G, D] with nearest
-        self._goal_image: Tensor | None = None  # [*B, *goal_image_shape], where declared
-        self._written: Tensor | None = None  # goal_embedding as the environment last had it
+        self._goals = Goals(as_sets=self.nearest)
         self._last: Tensor | None = None  # embedding of the current frames, [*B, D]
 
     # -- goals ------------------------------------------------------------------------------------
@@ -143,7 +142,7 @@ class VIPRewardTransform(Transform):
     def goal(self) -> Tensor | None:
         """Goal embedding(s), float32 ``[D]`` or ``[*B, D]`` (``[..., G, D]`` with "nearest")."""
         self._resolve()
-        return self._goal
+        return self._goals.embedding
 
     def set_goal(self, goal: Any, env_ids: int | Sequence[int] | Tensor | None = None) -> None:
         """Give a new goal, from the next step on.
@@ -162,10 +161,10 @@ class VIPRewardTransform(Transform):
             except RuntimeError:  # no encoder in reach yet: keep the goal until there is one
                 if self._safe_container() is not None:
                     raise
-                self._pending, self._goal = goal, None
+                self._pending, self._goals.embedding = goal, None
                 return
-            self._check_count(embedding)
-            self._pending, self._goal = None, embedding
+            self._goals.set(embedding)
+            self._pending = None
             return
         batch = self._batch_size()
         if not batch:
@@ -174,41 +173,16 @@ class VIPRewardTransform(Transform):
         rows[torch.as_tensor(env_ids)] = True
         self._resolve()
         embedding = self._embed_goal(goal, batch_in_front=torch.Size([int(rows.sum())]))
-        self._set_rows(embedding, rows, batch)
+        self._goals.set_rows(embedding, rows, batch)
 
     def _resolve(self) -> None:
         if self._pending is not None:
-            self._goal = self._embed_goal(self._pending, self._batch_size())
+            self._goals.set(self._embed_goal(self._pending, self._batch_size()))
             self._pending = None
 
     def _batch_size(self) -> torch.Size:
         container = self._safe_container()
         return torch.Size([]) if container is None else container.batch_size
-
-    def _set_rows(self, embedding: Tensor, rows: Tensor, batch: torch.Size) -> None:
-        """Give the goals of some environments; ``embedding`` is one goal or one per row."""
-        tail = 2 if self.nearest else 1
-        self._check_count(embedding)
-        goal = self._goal
-        if goal is None:
-            if not rows.all():
-                raise ValueError(
-                    f"goals for {int(rows.sum())} of {rows.numel()} environments, and the others "
-                    "have none yet: give every environment a goal first."
-                )
-            goal = embedding.new_zeros(embedding.shape[-tail:])
-        goal = goal.expand(*batch, *goal.shape[-tail:]).clone()
-        goal[rows.to(goal.device)] = embedding.to(goal.device)
-        self._goal = goal
-
-    def _check_count(self, embedding: Tensor) -> None:
-        """The size of a set of goals is part of the environment's spec and stays."""
-        if self.nearest and self._goal is not None and len(self._goal.shape) > 1:
-            if embedding.shape[-2] != self._goal.shape[-2]:
-                raise ValueError(
-                    f"a set of {embedding.shape[-2]} goals where there were {self._goal.shape[-2]}: "
-                    "goal_reduction='nearest' keeps their number."
-                )
 
     def _embed_goal(self, goal: Any, batch_in_front: torch.Size = _ONE) -> Tensor:
         """A goal as given to float32 ``[D]`` or ``[*B, D]``; ``[..., G, D]`` with "nearest"."""
@@ -381,29 +355,11 @@ class VIPRewardTransform(Transform):
         every = torch.ones(batch, dtype=torch.bool) if rows is None else rows
         embedding = tensordict.get(self.goal_key, None)
         if embedding is not None:
-            # A tensordict that went through the environment carries the goal that we wrote: only
-            # rows that differ from it are the caller's.
-            new = every
-            if self._written is not None and self._written.shape == embedding.shape:
-                tail = 2 if self.nearest else 1
-                new = every & (embedding != self._written).flatten(-tail).any(-1)
-            if new.any():
-                self._set_rows(embedding[new].to(torch.float32), new, batch)
-        image = tensordict.get(self.goal_image_key, None)
-        if image is not None:
-            new = every
-            if self._goal_image is not None and self._goal_image.shape == image.shape:
-                new = every & (image != self._goal_image).flatten(len(batch)).any(-1)
-            if new.any():
-                self._set_rows(self._embed_goal_images(image[new]), new, batch)
-                held = (
-                    torch.zeros_like(image)
-                    if self._goal_image is None
-                    else self._goal_image.clone()
-                )
-                held[new] = image[new]
-                self._goal_image = held
-        if self._goal is None:
+            self._goals.take(embedding, every)
+        images = tensordict.get(self.goal_image_key, None)
+        if images is not None:
+            self._goals.take_images(images, every, self._embed_goal_images)
+        if self._goals.embedding is None:
             raise ValueError(
                 f"{type(self).__name__} has no goal: pass goal= at construction, call set_goal(...), "
                 f"or put {self.goal_image_key!r} or {self.goal_key!r} in the tensordict of "
@@ -421,24 +377,14 @@ class VIPRewardTransform(Transform):
         return z.unsqueeze(-2) if self.nearest else z
 
     def _write_goal(self, tensordict: TensorDictBase, first: bool = False) -> None:
-        tail = 2 if self.nearest else 1
-        goal = self._goal
-        shape = (*tensordict.batch_size, *goal.shape[-tail:])
-        if tensordict.device is not None and goal.device != tensordict.device:
-            goal = self._goal = goal.to(tensordict.device)
-        if goal.shape[:-tail] not in (torch.Size([]), tensordict.batch_size):
-            raise ValueError(
-                f"goals for environments {tuple(goal.shape[:-tail])}, but this batch is "
-                f"{tuple(tensordict.batch_size)}."
-            )
-        self._written = goal.expand(shape).clone()
-        tensordict.set(self.goal_key, self._written)
+        batch = tensordict.batch_size
+        tensordict.set(self.goal_key, self._goals.write(batch, tensordict.device))
         if first and self.wants_goal_image and not self._env_has_goal():
-            if self._goal_image is None:
-                spec = self._goal_image_spec(tensordict.batch_size)
-                self._goal_image = spec.zero() if spec is not None else None
-            if self._goal_image is not None:
-                tensordict.set(self.goal_image_key, self._goal_image)
+            if self._goals.images is None:
+                spec = self._goal_image_spec(batch)
+                self._goals.images = None if spec is None else spec.zero()
+            if self._goals.images is not None:
+                tensordict.set(self.goal_image_key, self._goals.images)
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         if self._embeds:
@@ -458,7 +404,7 @@ class VIPRewardTransform(Transform):
         if self._final_frames_missing():
             done = next_tensordict.get("done").reshape(*next_tensordict.batch_size, 1)
             z_next = torch.where(done, z, z_next)
-        reward = self._reward(z, z_next, self._goal, next_tensordict.batch_size)
+        reward = self._reward(z, z_next, self._goals.embedding, next_tensordict.batch_size)
         self._put_reward(next_tensordict, reward, self._reward_key())
         self._write_goal(next_tensordict)
         return next_tensordict
@@ -480,11 +426,12 @@ class VIPRewardTransform(Transform):
 
     def _take_step_goal(self, tensordict: TensorDictBase) -> None:
         self._resolve()
-        if self._goal is None:  # stepping a tensordict that another transform was reset with
+        if self._goals.embedding is None:
+            # The tensordict was reset by another transform.
             goal = tensordict.get(self.goal_key, None)
             if goal is None:
                 raise ValueError(f"{type(self).__name__} has no goal: call set_goal(...) or reset.")
-            self._goal = goal
+            self._goals.embedding = goal
 
     def _reset_on_native_autoreset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
@@ -495,12 +442,7 @@ class VIPRewardTransform(Transform):
 
     def _reward(self, z: Tensor, z_next: Tensor, goal: Tensor, batch: torch.Size) -> Tensor:
         """``[*B, *N]`` for embeddings ``[*B, *N, D]``."""
-        tail = 2 if self.nearest else 1
-        if goal.ndim > tail:
-            goal = align(goal, z_next, batch, self.nearest)
-        if self.nearest:
-            # One dimension more than z makes it a set; line its leading ones up.
-            goal = goal.expand(*z_next.shape[:-1], *goal.shape[-2:])
+        goal = align(goal, z_next, batch, self.nearest)
         return self._reward_of(z_next, z=z, goal=goal)
 
     def _reward_of(
@@ -612,8 +554,8 @@ class VIPRewardTransform(Transform):
         return state_spec
 
     def _goal_spec(self, like: Composite) -> Unbounded:
-        self._resolve()
-        count = (self._goal.shape[-2] if self._goal is not None else 1,) if self.nearest else ()
+        goal = self.goal
+        count = (1 if goal is None else goal.shape[-2],) if self.nearest else ()
         shape = (*like.shape, *count, self._dim())
         return Unbounded(shape=shape, dtype=torch.float32, device=like.device)
 
@@ -652,8 +594,7 @@ class VIPRewardTransform(Transform):
         if self._embeds:
             tensordict = self.embedder.forward(tensordict)
         z, z_next = self._read(tensordict), self._read(tensordict, prefix=True)
-        self._resolve()
-        goal = self._goal
+        goal = self.goal
         if goal is None:
             goal = tensordict.get(self.goal_key, None)
             if goal is None:
@@ -675,25 +616,29 @@ class VIPRewardTransform(Transform):
         super()._apply(fn, recurse)
         if self.embedder is not None:
             self.embedder._apply(fn)
-        self._last = self._written = None
+        self._last = None
+        self._goals.forget_written()
         return self
 
     def get_extra_state(self) -> dict[str, Any]:
-        self._resolve_quietly()
-        return {} if self._goal is None else {"goal": self._goal}
+        try:
+            goal = self.goal
+        except RuntimeError:
+            goal = None  # no encoder in reach: there is no embedding to save
+        return {} if goal is None else {"goal": goal}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if "goal" in state:
-            self._goal, self._pending = state["goal"], None
+            self._goals.embedding, self._pending = state["goal"], None
 
-    def _resolve_quietly(self) -> None:
-        try:
-            self._resolve()
-        except RuntimeError:
-            pass  # no encoder in reach: there is no embedding to save
+    def clone(self):
+        """Like this one, with goals of its own from now on."""
+        clone = super().clone()
+        clone._goals = copy.copy(self._goals)
+        return clone
 
     def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "_last": None, "_written": None}
+        return {**super().__getstate__(), "_last": None}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_keys}, form={self.form!r}, mode={self.mode!r})"
