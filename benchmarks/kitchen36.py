@@ -29,6 +29,10 @@ the distances of the three cameras, each in parts of its first one, as the value
 --without-robot W adds W x the distance of frames without the robot, goal image included, in the same way.
 --beside-robot W adds W x the distance of frames without the robot to the one goal image as it is, but for the
 pixels in which that shows the robot: they are found by drawing the robot until it looks the same.
+--contact W looks at frames without the robot alone, compared like that. What the goal image shows moved is
+found by moving each thing in the simulator until the embedding is nearest to it, and W x the distance of the
+robot from touching that thing, as it does in the goal image, is added, both in parts of their standard
+deviation over the candidates.
 --combine deviation adds distances in parts of their standard deviation over the candidates instead.
 --score: minus the last distance, the last step's reward (what the distance fell by), or minus the sum of
 all. --blur is FrozenEncoder's, for every network. --smoothness W takes W x mean squared change of the
@@ -158,6 +162,7 @@ def wanted(args: argparse.Namespace, encoders: dict[str, Encoder]) -> list[Episo
                 without_robot=args.without_robot,
                 beside_robot=args.beside_robot,
                 combine=args.combine,
+                contact=args.contact,
             )
             if isinstance(encoder.embed, FrozenEncoder):
                 played = played._replace(blur=args.blur)
@@ -332,6 +337,11 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         "it, beside 1 of those with it (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
+        "--contact", type=float, default=0.0, metavar="W",
+        help="frames without the robot alone, compared where the goal image does not show it, and W times "
+        "how far the robot is from touching what the goal image shows moved (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--combine", choices=COMBINE, default="start",
         help="several distances: each in parts of its first one, or of its standard deviation over "
         "the candidates (%(default)s)",
@@ -364,8 +374,17 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(
             "--beside-robot takes one goal image with the robot: no --without-robot, --goals 1"
         )
-    if args.smoothness and args.combine == "deviation":
-        parser.error("--smoothness is in parts of the first distance: no --combine deviation")
+    if args.contact and (
+        args.beside_robot or args.without_robot or args.goals > 1 or args.cameras_summed
+    ):
+        parser.error(
+            "--contact takes one goal image of one camera: no --beside-robot, --without-robot, "
+            "--cameras-summed, --goals 1"
+        )
+    if args.smoothness and (args.combine == "deviation" or args.contact):
+        parser.error(
+            "--smoothness is in parts of the first distance: no --combine deviation, no --contact"
+        )
     if unknown := set(args.tasks) - set(list_tasks()):
         parser.error(f"unknown tasks {sorted(unknown)}; choose from {list_tasks()}")
     return args

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from torchrl_vip.envs.kitchen import CAMERAS, Demonstration, KitchenSim, demonstrations
 from torchrl_vip.envs.simulator import WITHOUT_ROBOT
-from torchrl_vip.planning import MPPI, find_robot, in_deviations, rollout
+from torchrl_vip.planning import (
+    MPPI,
+    Contact,
+    FoundRobot,
+    find_contact,
+    find_robot,
+    in_deviations,
+    rollout,
+)
 from torchrl_vip.planning.demonstrate import PlanningSim
 
 SUMMED = "summed"
@@ -50,10 +58,13 @@ class Episode(NamedTuple):
     without_robot: float = 0.0
     beside_robot: float = 0.0
     combine: str = "start"
+    contact: float = 0.0
 
     def views(self) -> dict[str, float]:
         """The cameras that its candidates are drawn by, and the weight of each one's distance."""
         cameras = CAMERAS if self.camera == SUMMED else (self.camera,)
+        if self.contact:
+            return {camera + WITHOUT_ROBOT: 1.0 for camera in cameras}
         views = dict.fromkeys(cameras, 1.0)
         if weight := self.without_robot or self.beside_robot:
             views |= {camera + WITHOUT_ROBOT: weight for camera in cameras}
@@ -69,7 +80,8 @@ class Episode(NamedTuple):
             + ["cameras summed"] * (self.camera == SUMMED)
             + [f"{self.without_robot:g} x without the robot"] * (self.without_robot != 0)
             + [f"{self.beside_robot:g} x beside the robot"] * (self.beside_robot != 0)
-            + ["in deviations"] * (self.combine == "deviation")
+            + [f"beside the robot, {self.contact:g} x contact"] * (self.contact != 0)
+            + ["in deviations"] * (self.combine == "deviation" and not self.contact)
             + [f"smoothness {self.smoothness:g}"] * (self.smoothness != 0)
             + [f"drawn at {self.image_size}²"] * (self.image_size != 160)
             + [f"blurred by {self.blur:g}"] * (self.blur != 0)
@@ -114,6 +126,9 @@ class Judge:
         weights: of the V views; equal if not given.
         hidden: bool [V, H, W], pixels that are not compared: frames show the first goal's there.
         combine: one of COMBINE, for :meth:`compare`.
+
+    Attributes:
+        contact: where the robot is to touch what it is to move, if that counts as well.
     """
 
     def __init__(
@@ -128,21 +143,30 @@ class Judge:
         self.embed, self.combine, self.seconds = embed, combine, 0.0
         self.hidden, self.goal = None if hidden is None else hidden[..., None], goals[0]
         self.weights = weights
+        self.contact: Contact | None = None
         self.z_goal = embedded(embed, goals).mean(0)
         self.scale = scale_of(self._embed(start), self.z_goal, weights)
         self.first = -float(self(start))
         self.seconds = 0.0
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        return -(self._distances(frames) * self.scale.numpy()).sum(-1)
+        return -(self.distances(frames) * self.scale.numpy()).sum(-1)
 
-    def compare(self, frames: np.ndarray) -> np.ndarray:
-        """The same for candidates that are chosen among, which combine="deviation" is of."""
-        if self.combine == "start":
+    def compare(self, frames: np.ndarray, touch: np.ndarray | None = None, weight: float = 1.0):
+        """The same for candidates that are chosen among, which combine="deviation" is of.
+
+        Args:
+            touch: how far each is from touching what is to be moved, [*N] (m); counted ``weight`` times.
+        """
+        if touch is None and self.combine == "start":
             return self(frames)
-        return -in_deviations(self._distances(frames), self.weights)
+        distances, weights = self.distances(frames), self.weights or [1.0] * frames.shape[-4]
+        if touch is not None:
+            distances = np.concatenate([distances, touch[..., None]], -1)
+            weights = [*weights, weight]
+        return -in_deviations(distances, weights)
 
-    def _distances(self, frames: np.ndarray) -> np.ndarray:
+    def distances(self, frames: np.ndarray) -> np.ndarray:
         """[*N, V] in embedding units."""
         began = time.perf_counter()
         distances = (self._embed(frames) - self.z_goal).norm(dim=-1).numpy()
@@ -198,17 +222,29 @@ def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge
     views, weights = zip(*episode.views().items(), strict=True)
     start, decoy, *ends = pictures(sim, positions, views)
     goals, hidden = np.stack(ends[: episode.goals]), None
-    if episode.beside_robot:
+    if episode.beside_robot or episode.contact:
         # There is one picture of the goal a camera, with the robot in it: frames without the robot are
         # compared with that one too, but for the pixels in which it shows the robot.
-        count = len(views) // 2
-        goals[:, count:] = goals[:, :count]
-        found = [
-            robot_in_goal(episode.task, number, first, view, episode.image_size, episode.seed)
-            for view in views[:count]
+        cameras = [
+            view.removesuffix(WITHOUT_ROBOT) for view in views if view.endswith(WITHOUT_ROBOT)
         ]
-        hidden = np.stack([*np.zeros_like(found), *found])
+        with_robot = pictures(sim, way[-1:], cameras)[0]
+        found = [
+            robot_in_goal(episode.task, number, first, camera, episode.image_size, episode.seed)
+            for camera in cameras
+        ]
+        goals = np.concatenate([with_robot] * (len(views) // len(cameras)))[None]
+        hidden = np.zeros((len(views), *goals.shape[2:4]), bool)
+        hidden[-len(cameras) :] = [robot.pixels for robot in found]
     judge = Judge(embed, goals, start, weights, hidden, episode.combine)
+    if episode.contact:
+        judge.contact = find_contact(
+            sim,
+            goals[0, 0],
+            cameras[0],
+            found[0],
+            lambda frames: judge.distances(frames[:, None])[:, 0],
+        )
     near = -float(judge(np.stack(ends[1:])).mean()) if len(ends) > 1 else np.nan
     values = judge(pictures(sim, way, views))
     landmarks = Landmarks(near, float((values < judge(decoy)).mean()))
@@ -219,9 +255,9 @@ def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge
 @lru_cache(maxsize=64)  # the next encoder looks at the same ones
 def robot_in_goal(
     task: str, number: int, first: int, camera: str, image_size: int, seed: int
-) -> np.ndarray:
-    """The pixels [H, W] that show the robot in the last picture of a task's demonstration, looked for from
-    its state ``first``."""
+) -> FoundRobot:
+    """Where the last picture of a task's demonstration shows the robot, looked for from its state
+    ``first``."""
     demonstration = demonstrations(task)[number]
     with closing(KitchenSim(task, image_size=image_size)) as sim:
         sim.repeat(demonstration, first)
@@ -249,6 +285,8 @@ def play(episode: Episode, encoder: Encoder, sim: KitchenSim, candidates: Planni
     drawn = SCORES[episode.score]
     with_robot = [view for view in views if not view.endswith(WITHOUT_ROBOT)]
     now = frames_now = None  # the objects, and how the simulator that acts sees them
+    contact = None if judge is None else judge.contact
+    touch: list[float] = []  # of the candidates, how far each is from the contact
     clock = dict.fromkeys(("rollouts", "rendering"), 0.0)
 
     def observe(candidate: PlanningSim, _: float) -> float | np.ndarray:
@@ -257,7 +295,10 @@ def play(episode: Episode, encoder: Encoder, sim: KitchenSim, candidates: Planni
         began = time.perf_counter()
         moved = np.abs(candidate.data.qpos[ARM:] - now).max() > STILL
         frames = frames_now.copy()
-        frames[: len(with_robot)] = candidate.look(with_robot)
+        if with_robot:
+            frames[: len(with_robot)] = candidate.look(with_robot)
+        if contact is not None:
+            touch.append(contact.distance(candidate.data))
         if moved and len(views) > len(with_robot):
             frames[len(with_robot) :] = candidate.look(views[len(with_robot) :])
         clock["rendering"] += time.perf_counter() - began
@@ -265,10 +306,14 @@ def play(episode: Episode, encoder: Encoder, sim: KitchenSim, candidates: Planni
 
     def evaluate(state: np.ndarray, actions: np.ndarray) -> np.ndarray:
         began = time.perf_counter()
+        touch.clear()
         seen = rollout(candidates, state, actions, observe, last=drawn)
         clock["rollouts"] += time.perf_counter() - began
         jerks = np.square(np.diff(actions, axis=1)).mean((1, 2))
-        return score(seen if judge is None else judge.compare(seen), episode.score) - unit * jerks
+        if judge is not None:
+            far = np.reshape(touch, seen.shape[:-4]) if touch else None
+            seen = judge.compare(seen, far, episode.contact)
+        return score(seen, episode.score) - unit * jerks
 
     planner = MPPI(9, horizon=HORIZON, trajectories=episode.trajectories, seed=episode.seed)
     curve, rewards, solved, planning = [], [], [], 0.0
@@ -291,6 +336,7 @@ def play(episode: Episode, encoder: Encoder, sim: KitchenSim, candidates: Planni
     taken = len(solved)
     return episode._asdict() | {
         "weights": encoder.weights,
+        "contact_joint": None if contact is None else contact.joint,
         "success": solved[-1],
         "touched": any(solved),
         "steps": taken,

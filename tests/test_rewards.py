@@ -4,21 +4,32 @@ GreyEnv brightens by ten levels a step and CountingEncoder's embedding is linear
 that distances are LEVEL times a difference of levels.
 """
 
-import functools
 import pickle
+from functools import partial
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from envs import LEVEL, STEP, CountingEncoder, GoalEnv, GreyEnv, NativeAutoresetEnv, grey
+from envs import (
+    LEVEL,
+    STEP,
+    CountingEncoder,
+    GoalEnv,
+    GreyEnv,
+    NativeAutoresetEnv,
+    NormEncoder,
+    grey,
+)
 from PIL import Image
 from tensordict import TensorDict
 from torchrl.collectors import Collector, MultiSyncCollector
 from torchrl.data import HERReplayBuffer, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import (
+    CatFrames,
     Compose,
     GymWrapper,
+    ObservationNorm,
     ParallelEnv,
     RewardSum,
     SerialEnv,
@@ -37,8 +48,8 @@ from torchrl_vip import (
 )
 
 GAIN = STEP * LEVEL  # reward of a step towards a bright goal
-MAKE = [functools.partial(GreyEnv, length=3), functools.partial(GreyEnv, length=5)]
-close = functools.partial(torch.testing.assert_close, atol=1e-5, rtol=1e-4)
+MAKE = [partial(GreyEnv, length=3), partial(GreyEnv, length=5)]
+close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-4)
 
 
 def z_of(level):
@@ -72,6 +83,91 @@ def test_a_clone_has_goals_of_its_own():
     close(other.rollout(2)["next", "reward"][:, 0], torch.tensor([[GAIN], [-GAIN]]))
 
 
+@pytest.mark.parametrize(
+    "after", [partial(ObservationNorm, loc=1.0, scale=3.0), partial(CatFrames, N=2, dim=-1)]
+)
+def test_transforms_after_it_do_not_change_what_is_compared(after):
+    env = make_env(GreyEnv(length=6), goal=grey(200)).append_transform(after(in_keys=["vip_vec"]))
+    close(env.rollout(3)["next", "reward"], torch.full((3, 1), GAIN))
+
+
+def test_stacked_goals_go_to_the_environments_that_are_named():
+    env = make_env(SerialEnv(4, GreyEnv), goal=grey(200))
+    env.reset()
+    vip = env.transform[-1]
+    for goals in (torch.stack([grey(111), grey(33)]), torch.stack([z_of(111), z_of(33)])):
+        vip.set_goal(goals, env_ids=[3, 1])
+        close(vip.goal, torch.stack([z_of(level) for level in (200, 33, 200, 111)]))
+    vip.set_goal(grey(5), env_ids=torch.tensor([[True], [False], [False], [False]]))
+    close(vip.goal[0], z_of(5))
+    for wrong in ([1, 1], [7]):
+        with pytest.raises(ValueError, match="env_ids"):
+            vip.set_goal(grey(5), env_ids=wrong)
+
+
+def test_a_goal_edited_in_place_is_a_new_one():
+    env = make_env(SerialEnv(2, MAKE), goal=grey(200))
+    carried = env.reset()
+    carried["goal_embedding"][1] = z_of(5)
+    close(env.reset(carried)["goal_embedding"], torch.stack([z_of(200), z_of(5)]))
+    env = make_env(SerialEnv(2, MAKE))
+    carried = env.reset(TensorDict(goal_image=torch.stack([grey(200), grey(100)]), batch_size=[2]))
+    carried["goal_image"][1] = grey(5)
+    close(env.reset(carried)["goal_embedding"], torch.stack([z_of(200), z_of(5)]))
+
+
+def test_a_goal_is_what_it_was_when_it_was_given():
+    for goal in (np.full((8, 8, 3), 200, np.uint8), grey(200), z_of(200)):
+        vip = VIPReward(goal=goal, encoder=CountingEncoder())
+        goal[:] = 0
+        close(vip.goal, z_of(200))
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(2, 3), torch.full((2, 1), torch.nan)])
+def test_wrong_goal_embeddings_at_a_reset_are_refused(bad):
+    for goal in (None, grey(200)):
+        env = make_env(SerialEnv(2, MAKE), goal=goal)
+        with pytest.raises(ValueError, match="goal_embedding"):
+            env.reset(TensorDict(goal_embedding=bad, batch_size=[2]))
+
+
+def test_goal_images_of_any_layout_and_width(tmp_path):
+    Image.new("RGB", (10, 8), (200, 200, 200)).save(tmp_path / "g.png")
+    first = GreyEnv(channels_last=False)
+    chain = Compose(
+        VIPTransform(CountingEncoder(), channel_dim=-3),
+        VIPRewardTransform(goal=tmp_path / "g.png"),
+    )
+    env = TransformedEnv(first, chain)
+    close(env.rollout(2)["next", "reward"], torch.full((2, 1), GAIN))
+    wide = make_env(encoder=NormEncoder(dim=8).eval(), goal=torch.full((3, 8, 8), 0.8))  # D wide
+    assert wide.reset()["goal_embedding"].shape == (8,)
+
+
+def test_the_encoder_is_found_in_nested_chains():
+    nested = Compose(Compose(VIPTransform(CountingEncoder())), VIPRewardTransform(goal=grey(200)))
+    inner = TransformedEnv(GreyEnv(), VIPTransform(CountingEncoder()))
+    outer = TransformedEnv(inner, VIPRewardTransform(goal=grey(200)), auto_unwrap=False)
+    for env in (TransformedEnv(GreyEnv(), nested), outer):
+        close(env.rollout(2)["next", "reward"], torch.full((2, 1), GAIN))
+
+
+def test_a_goal_of_several_cameras_is_in_their_order_not_the_dicts():
+    frames = TensorDict(left=grey(20), right=grey(200))
+    frames["next"] = TensorDict(left=grey(30), right=grey(190))
+    rewards = []
+    for order in (["left", "right"], ["right", "left"]):
+        vip = VIPRewardTransform(
+            {camera: grey({"left": 20, "right": 200}[camera]) for camera in order},
+            encoder=CountingEncoder(),
+            in_keys=["left", "right"],
+        )
+        vip.state_dict()  # resolves the goal before any frame was seen
+        rewards.append(vip(frames)["next", "reward"])
+    close(*rewards)
+    close(rewards[0], torch.tensor([-(2**0.5) * GAIN]))
+
+
 def test_past_the_goal_the_reward_turns():
     rewards = make_env(goal=grey(25)).rollout(3)["next", "reward"].flatten()
     # levels 10, 20, 30, 40 are 15, 5, 5, 15 from the goal
@@ -82,7 +178,7 @@ def test_past_the_goal_the_reward_turns():
 @pytest.mark.parametrize("inside", [True, False])
 def test_two_envs_reset_at_different_steps(cls, inside):
     if inside:
-        env = cls(2, [functools.partial(make_inside, make) for make in MAKE])
+        env = cls(2, [partial(make_inside, make) for make in MAKE])
     else:
         env = make_env(cls(2, MAKE), goal=grey(200))
     try:
@@ -217,7 +313,7 @@ def test_goals_at_reset_and_automatic_resets_keep_them():
 
 def test_an_environment_that_shows_its_goal_sets_it_at_every_reset():
     """Two environments whose episodes last 2 and 3 steps; each one's second goal lies behind it."""
-    makes = [functools.partial(GoalEnv, length=n) for n in (2, 3)]
+    makes = [partial(GoalEnv, length=n) for n in (2, 3)]
     env = make_env(SerialEnv(2, makes))
     reward = env.rollout(6, break_when_any_done=False)["next", "reward"][..., 0]
     signs = torch.tensor([[1, 1, -1, -1, 1, 1], [1, 1, 1, -1, -1, -1]])
@@ -230,7 +326,7 @@ def test_an_environment_that_shows_its_goal_sets_it_at_every_reset():
 
 
 def test_goal_embedding_at_reset_of_workers():
-    env = ParallelEnv(2, [functools.partial(make_inside, make) for make in MAKE])
+    env = ParallelEnv(2, [partial(make_inside, make) for make in MAKE])
     try:
         goals = torch.stack([z_of(200), z_of(5)])
         td = env.reset(TensorDict(goal_embedding=goals, batch_size=[2]))
@@ -304,7 +400,7 @@ def test_embeds_by_itself_and_counts():
 
 
 def test_encoder_for_goals_only_outside_the_workers():
-    workers, outside = [functools.partial(with_vip, make) for make in MAKE], CountingEncoder()
+    workers, outside = [partial(with_vip, make) for make in MAKE], CountingEncoder()
     env = TransformedEnv(SerialEnv(2, workers), VIPRewardTransform(grey(200), encoder=outside))
     check_env_specs(env)
     close(env.rollout(2)["next", "reward"], torch.full((2, 2, 1), GAIN))
@@ -360,7 +456,7 @@ def test_goals_of_the_sampled_rows():
 def test_hindsight_replay():
     rollout = make_env(goal=grey(200)).rollout(4)
     buffer = HERReplayBuffer(
-        functools.partial(goal_reward, form="distance"),
+        partial(goal_reward, form="distance"),
         her_ratio=1.0,
         strategy="final",
         goal_key="goal_embedding",
@@ -538,7 +634,7 @@ def test_gymnasium_vector_env(mode):
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_reset_with_an_empty_tensordict_keeps_the_goal(inside):
     if inside:
-        env = ParallelEnv(2, [functools.partial(make_inside, make) for make in MAKE])
+        env = ParallelEnv(2, [partial(make_inside, make) for make in MAKE])
     else:
         env = make_env(SerialEnv(2, MAKE), goal=grey(200))
     try:

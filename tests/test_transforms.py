@@ -14,7 +14,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import Compose, ParallelEnv, RewardSum, SerialEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_vip import VIPEncoder, VIPTransform, preprocess
+from torchrl_vip import FrozenEncoder, VIPEncoder, VIPTransform, preprocess
 
 MAKE = [functools.partial(GreyEnv, length=3), functools.partial(GreyEnv, length=5)]
 
@@ -224,6 +224,19 @@ def test_a_clone_remembers_its_own_frames():
     other.rollout(3)
     now["_reset"] = torch.tensor([[True], [False]])
     torch.testing.assert_close(env.reset(now)["vip_vec"], torch.stack([z_of(10), z_of(20)]))
+
+
+def test_options_that_would_be_dropped_are_refused():
+    frozen, network = FrozenEncoder(NormEncoder()), VIPEncoder("resnet18", dim=4, image_size=32)
+    for encoder, options in (
+        (frozen, {"dtype": torch.bfloat16}),
+        (frozen, {"size": 32}),
+        (frozen, {"freeze": False}),
+        (network, {"freeze": False, "size": 64}),
+        (network, {"freeze": False, "chunk_size": 2}),
+    ):
+        with pytest.raises(ValueError, match="|".join([*options, "frozen"])):
+            VIPTransform(encoder, **options)
 
 
 def test_to_dtype_device_and_memory_format():

@@ -35,7 +35,8 @@ def read_image(goal: Any) -> Tensor:
         try:
             with Image.open(path) as image:
                 goal = image.convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            # a PNG that is broken between its chunks is a SyntaxError to Pillow
             raise ValueError(
                 f"image {path} cannot be read; wanted a PNG, JPEG, GIF or WebP ({error})."
             ) from error
@@ -49,17 +50,19 @@ def read_image(goal: Any) -> Tensor:
     )
 
 
-def is_image(tensor: Tensor, dim: int | None) -> bool:
+def is_image(tensor: Tensor, dim: int | None, batch: torch.Size) -> bool:
     """Whether a goal tensor holds images; else it holds embeddings ``[..., D]``.
 
-    uint8 is always an image; floating point is an embedding when its last dimension is D or it has
-    fewer than three dimensions.
+    uint8 is always an image. Floating point is an embedding when it has fewer than three dimensions, or
+    when its last dimension is D and it is stacked as the batch is or has no three colours: a picture may
+    be D pixels wide.
     """
     if not tensor.is_floating_point():
         return True
     if tensor.ndim < 3:
         return False
-    return tensor.shape[-1] != dim
+    coloured = tensor.shape[-3] in (3, 4) or tensor.shape[-1] in (3, 4)
+    return tensor.shape[-1] != dim or (tensor.shape[:-1] != batch and coloured)
 
 
 def align(goal: Tensor, z: Tensor, batch: torch.Size, as_sets: bool) -> Tensor:
@@ -153,13 +156,14 @@ class Goals:
         """
         if device is not None:
             self.embedding = self.embedding.to(device)
+            self.images = None if self.images is None else self.images.to(device)
         lead, tail = self.embedding.shape[: -self._tail], self.embedding.shape[-self._tail :]
         if lead not in (torch.Size([]), batch):
             raise ValueError(
                 f"goals for environments {tuple(lead)}, but this batch is {tuple(batch)}."
             )
         self._written = self.embedding.expand(*batch, *tail).clone()
-        return self._written
+        return self._written.clone()  # whoever edits it in place gives a new goal
 
     def forget_written(self) -> None:
         """The next reset's goals are all the caller's."""

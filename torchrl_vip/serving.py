@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import secrets
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -128,6 +129,14 @@ class EncoderClient(nn.Module):
         self.dim, self.image_size, self.config = encoder.dim, encoder.image_size, encoder.config
         self.timeout = server.timeout
         self._client = server._transport.client()
+        self._process = os.getpid()
+
+    def _own_numbers(self) -> None:
+        """Numbers its requests from anywhere: copies of a client in two processes, or in one that was
+        started again, count from the same number on, and would take each other's answers."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._client._next_request_id = secrets.randbits(60)
 
     def forward(self, images: Tensor, *, channel_dim: int | None = None) -> Tensor:
         check_range(images)
@@ -136,6 +145,7 @@ class EncoderClient(nn.Module):
         if not batch.numel():
             return torch.zeros(*batch, self.dim, device=images.device)
         frames = images.detach().reshape(-1, *images.shape[-3:]).cpu().contiguous()
+        self._own_numbers()
         try:
             answer = self._client(TensorDict({"pixels": frames}), timeout=self.timeout)
         except (queue.Empty, MailboxTransportError, ConnectionError, EOFError) as error:

@@ -45,6 +45,10 @@ class VIPReward:
     ):
         if not isinstance(encoder, VIPTransform):
             encoder = VIPTransform(encoder, **options)
+        elif options:
+            raise ValueError(
+                f"options {sorted(options)} for an encoder that is a VIPTransform already."
+            )
         self._core = VIPRewardTransform(
             goal,
             encoder=encoder,

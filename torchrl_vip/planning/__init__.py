@@ -1,5 +1,6 @@
 """Planning on a real simulator: sampled action sequences, run from its saved state, scored, mixed."""
 
+from torchrl_vip.planning.contact import Contact, find_contact
 from torchrl_vip.planning.mppi import (
     CEM,
     MPPI,
@@ -8,15 +9,18 @@ from torchrl_vip.planning.mppi import (
     in_deviations,
     mppi_weights,
 )
-from torchrl_vip.planning.registration import find_robot
+from torchrl_vip.planning.registration import FoundRobot, find_robot
 from torchrl_vip.planning.rollout import Rollouts, last_frame, last_reward, rollout
 
 __all__ = [
     "CEM",
+    "Contact",
+    "FoundRobot",
     "MPPI",
     "Planner",
     "Rollouts",
     "filtered_noise",
+    "find_contact",
     "find_robot",
     "in_deviations",
     "last_frame",

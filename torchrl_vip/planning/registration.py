@@ -7,6 +7,8 @@ picture is nearest to the goal image tells which of its pixels are the robot's.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import mujoco
 import numpy as np
 import torch
@@ -23,6 +25,18 @@ MATCHES = 16  # iterations of the cross-entropy method
 RIDGE = 0.01  # beside a kernel that is 1 at no distance
 
 
+class FoundRobot(NamedTuple):
+    """Where a goal image shows the robot.
+
+    Attributes:
+        pixels: those that show it, bool ``[H, W]``.
+        qpos: MuJoCo's positions ``[nq]`` with the robot there and all else as it was.
+    """
+
+    pixels: np.ndarray
+    qpos: np.ndarray
+
+
 def find_robot(
     sim: Simulator,
     goal: np.ndarray,
@@ -34,8 +48,8 @@ def find_robot(
     margin: int = 0,
     seed: int = 0,
     progress: bool = True,
-) -> np.ndarray:
-    """The pixels of a goal image that show the robot.
+) -> FoundRobot:
+    """Where the robot stands in a goal image, and which of its pixels show it.
 
     The robot is drawn in random poses; a regression from their pictures to the poses tells where it stands
     in the goal image, and around that the next ones are drawn, spread by its error. Hardly any pose looks
@@ -56,9 +70,6 @@ def find_robot(
             is an edge to a network, however narrow.
         seed: of the search.
         progress: show a bar.
-
-    Returns:
-        bool ``[H, W]``.
 
     Raises:
         ValueError: a goal of another size; a suite that knows no robot; a camera that is unknown or
@@ -81,9 +92,18 @@ def find_robot(
             pose = _regress(robot, _cells(goal), candidates, iterations, sigma, seed)
             pose = _match(robot, _cells(goal), matched, pose, seed)
         found = torch.from_numpy(robot.draw(pose)[1]).float()[None]
+        qpos = sim.data.qpos.copy()
     finally:
         sim.set_state(state)
-    return F.max_pool2d(found, 2 * margin + 1, stride=1, padding=margin)[0].bool().numpy()
+    pixels = F.max_pool2d(found, 2 * margin + 1, stride=1, padding=margin)[0].bool().numpy()
+    return FoundRobot(pixels, qpos)
+
+
+def place(sim: Simulator, qpos: np.ndarray) -> None:
+    """Puts everything at these positions [nq], to be looked at."""
+    sim.data.qpos[:] = qpos
+    for step in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight):
+        step(sim.model, sim.data)
 
 
 class _Robot:
@@ -123,10 +143,9 @@ class _Robot:
 
     def draw(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The picture, uint8 [H, W, 3], and which of its pixels show the robot, [H, W]."""
-        model, data = self.sim.model, self.sim.data
-        data.qpos[self.place] = self.middle + self.half * pose
-        for place in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight):
-            place(model, data)
+        qpos = self.sim.data.qpos.copy()
+        qpos[self.place] = self.middle + self.half * pose
+        place(self.sim, qpos)
         frame, depth = self.sim.layer(self.camera, robot=True)
         shown = depth > self.behind_depth
         return np.where(shown[..., None], frame, self.behind), shown

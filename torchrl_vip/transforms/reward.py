@@ -10,6 +10,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 from torchrl.data.tensor_specs import Composite, Unbounded
+from torchrl.envs import TransformedEnv
 from torchrl.envs.transforms import Compose, Transform, VecGymEnvTransform
 
 from torchrl_vip.functional import check_form, goal_reward, to_chw
@@ -31,11 +32,12 @@ class VIPRewardTransform(Transform):
     A goal is an image (any size, uint8 or [0, 1]), a path, an embedding ``[D]``, a Python list of
     these (their mean embedding, or the nearest), images or embeddings stacked with the environment's
     batch shape in front (one per environment), or, for several cameras in one embedding, a dict
-    from camera key to image. It is given at construction, to :meth:`set_goal` at any time, or in
-    the tensordict at ``env.reset(...)``: as "goal_embedding" always, as "goal_image" where no goal
-    was given at construction or ``goal_image_shape`` declares one (it is then carried along in
-    every tensordict, as TorchRL wants of an environment's state). An environment that observes
-    "goal_image" by itself sets its own goal at every reset, unless one was given at construction.
+    from camera key to image (in their order where the VIPTransform is in the workers). It is given at
+    construction, to :meth:`set_goal` at any time, or in the tensordict at ``env.reset(...)``: as
+    "goal_embedding" always, as "goal_image" where no goal was given at construction or
+    ``goal_image_shape`` declares one (it is then carried along in every tensordict, as TorchRL wants of
+    an environment's state). An environment that observes "goal_image" by itself sets its own goal at
+    every reset, unless one was given at construction.
 
     In a replay buffer it computes ("next", "reward") of sampled transitions for its own goal, or
     without one for the "goal_embedding" in the rows. There a goal is an embedding, or an encoder is
@@ -134,7 +136,9 @@ class VIPRewardTransform(Transform):
         # path is an error here.
         self._pending = None if goal is None else _read_goal(goal)
         self._goals = Goals(as_sets=self.nearest)
-        self._last: Tensor | None = None  # embedding of the current frames, [*B, D]
+        # Embedding of the current frames, [*B, D]. The tensordict may hold what later transforms made of
+        # it, and workers of a ParallelEnv are sent no observations.
+        self._last: Tensor | None = None
 
     # -- goals ------------------------------------------------------------------------------------
 
@@ -149,10 +153,11 @@ class VIPRewardTransform(Transform):
 
         Args:
             goal: as at construction.
-            env_ids: indices or a mask of the environments that get it; None is all of them.
+            env_ids: indices or a mask of the environments that get it, in the order in which goals are
+                stacked; None is all of them.
 
         Raises:
-            ValueError: as the class; or ``env_ids`` without an environment.
+            ValueError: as the class; or ``env_ids`` without an environment, twice or beyond them.
         """
         goal = _read_goal(goal)
         if env_ids is None:
@@ -169,11 +174,25 @@ class VIPRewardTransform(Transform):
         batch = self._batch_size()
         if not batch:
             raise ValueError("env_ids= needs an environment with a batch dimension.")
-        rows = torch.zeros(batch, dtype=torch.bool)
-        rows[torch.as_tensor(env_ids)] = True
+        numbers = torch.arange(batch.numel()).reshape(batch)
+        chosen = torch.as_tensor(env_ids).cpu()
+        if chosen.dtype == torch.bool and chosen.numel() == batch.numel():
+            chosen = chosen.reshape(batch)  # such as "done", which has one dimension more
+        try:
+            order = numbers[chosen].flatten()
+        except IndexError as error:
+            raise ValueError(
+                f"env_ids={env_ids} for environments {list(batch)}: {error}"
+            ) from error
+        rows = torch.zeros(batch.numel(), dtype=torch.bool)
+        rows[order] = True
+        if len(order) != rows.sum():
+            raise ValueError(f"env_ids={env_ids} names an environment twice.")
         self._resolve()
-        embedding = self._embed_goal(goal, batch_in_front=torch.Size([int(rows.sum())]))
-        self._goals.set_rows(embedding, rows, batch)
+        embedding = self._embed_goal(goal, batch_in_front=torch.Size([len(order)]))
+        if embedding.ndim > (2 if self.nearest else 1):
+            embedding = embedding[order.argsort().to(embedding.device)]
+        self._goals.set_rows(embedding, rows.reshape(batch), batch)
 
     def _resolve(self) -> None:
         if self._pending is not None:
@@ -202,7 +221,7 @@ class VIPRewardTransform(Transform):
                 raise ValueError(f"the goal has no image of camera {missing}; got {list(goal)}.")
             return torch.cat([self._embed_one_image(goal[c], batch) for c in cameras], -1)
         dim = self._dim()
-        if is_image(goal, dim):
+        if is_image(goal, dim, batch):
             if len(cameras) > 1:
                 raise ValueError(
                     f"one goal image for {len(cameras)} cameras: pass a dict {{key: image}} with "
@@ -221,18 +240,22 @@ class VIPRewardTransform(Transform):
             )
         if not goal.isfinite().all():
             raise ValueError("the goal embedding has values that are not finite.")
-        return goal.detach().to(torch.float32)
+        return goal.detach().to(torch.float32, copy=True)
 
     def _embed_one_image(self, image: Tensor, batch: torch.Size) -> Tensor:
         embedder = self._find_embedder()
         try:
-            lead = to_chw(image, embedder.channel_dim).shape[:-3]
+            try:
+                image = to_chw(image)  # a file's layout need not be the frames'
+            except ValueError:
+                image = to_chw(image, embedder.channel_dim)
+            lead = image.shape[:-3]
             if lead not in (torch.Size([]), batch):
                 raise ValueError(
                     f"images stacked as {tuple(lead)} for an environment of batch shape "
                     f"{tuple(batch)}. A set of goals is a list"
                 )
-            return embedder.embed(image).detach()
+            return embedder.encoder(image, channel_dim=-3).detach()
         except (ValueError, TypeError) as error:
             raise type(error)(f"goal image: {error}") from error
 
@@ -247,8 +270,7 @@ class VIPRewardTransform(Transform):
         if self.embedder is not None:
             return self.embedder
         container = self._safe_container()
-        chain = getattr(container, "transform", None)
-        for transform in chain if isinstance(chain, Compose) else [chain]:
+        for transform in _chain(container):
             if isinstance(transform, VIPTransform) and set(self.in_keys) <= set(transform.out_keys):
                 return transform
         raise RuntimeError(
@@ -267,8 +289,10 @@ class VIPRewardTransform(Transform):
             return []
         if self._embeds:
             return embedder.cameras
-        if embedder is self.embedder:  # it embeds goals only and does not know the cameras
-            return list(goal) if isinstance(goal, Mapping) else self.in_keys[:1]
+        if embedder is self.embedder:  # it embeds goals only and may not know the cameras
+            given = list(goal) if isinstance(goal, Mapping) else self.in_keys[:1]
+            known = [keys for keys in (embedder.cameras, self.in_keys) if set(keys) == set(given)]
+            return known[0] if known else given
         return [
             camera
             for key in self.in_keys
@@ -355,6 +379,14 @@ class VIPRewardTransform(Transform):
         every = torch.ones(batch, dtype=torch.bool) if rows is None else rows
         embedding = tensordict.get(self.goal_key, None)
         if embedding is not None:
+            dim = self._dim()
+            if dim is not None and embedding.shape[-1] != dim:
+                raise ValueError(
+                    f"{self.goal_key!r} of shape {tuple(embedding.shape)} at a reset; wanted "
+                    f"[..., {dim}]."
+                )
+            if not embedding[every.to(embedding.device)].isfinite().all():
+                raise ValueError(f"{self.goal_key!r} at a reset has values that are not finite.")
             self._goals.take(embedding, every)
         images = tensordict.get(self.goal_image_key, None)
         if images is not None:
@@ -384,21 +416,18 @@ class VIPRewardTransform(Transform):
                 spec = self._goal_image_spec(batch)
                 self._goals.images = None if spec is None else spec.zero()
             if self._goals.images is not None:
-                tensordict.set(self.goal_image_key, self._goals.images)
+                tensordict.set(self.goal_image_key, self._goals.images.clone())
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         if self._embeds:
             next_tensordict = self.embedder._step(tensordict, next_tensordict)
         z_next = self._read(next_tensordict)
-        # Workers of a ParallelEnv are sent no observations: then the last one is remembered here.
-        keys = self._embedding_keys
-        z = (
-            self._read(tensordict)
-            if all(k in tensordict.keys(True, True) for k in keys)
-            else self._last
-        )
-        if z is None:
-            raise RuntimeError(f"{type(self).__name__}: step before the first reset.")
+        z = self._last
+        if z is None or z.shape != z_next.shape or not self.container.batch_locked:
+            # An environment without a state of its own steps from what it is given.
+            if not all(key in tensordict.keys(True, True) for key in self._embedding_keys):
+                raise RuntimeError(f"{type(self).__name__}: step before the first reset.")
+            z = self._read(tensordict)
         self._last = z_next
         self._take_step_goal(tensordict)
         if self._final_frames_missing():
@@ -418,10 +447,8 @@ class VIPRewardTransform(Transform):
         container = self._safe_container()
         if container is None:
             return False
-        chain = getattr(container, "transform", None)
-        chain = chain if isinstance(chain, Compose) else [chain]
         return bool(container.__dict__.get("_torchrl_native_autoreset", False)) or any(
-            isinstance(transform, VecGymEnvTransform) for transform in chain
+            isinstance(transform, VecGymEnvTransform) for transform in _chain(container)
         )
 
     def _take_step_goal(self, tensordict: TensorDictBase) -> None:
@@ -644,10 +671,23 @@ class VIPRewardTransform(Transform):
         return f"{type(self).__name__}({self.in_keys}, form={self.form!r}, mode={self.mode!r})"
 
 
+def _chain(container: Any) -> list[Transform]:
+    """All transforms of an environment, in their order, however they are nested."""
+
+    def flat(transform: Transform | None) -> list[Transform]:
+        if isinstance(transform, Compose):
+            return [one for part in transform for one in flat(part)]
+        return [] if transform is None else [transform]
+
+    if not isinstance(container, TransformedEnv):
+        return []
+    return _chain(container.base_env) + flat(container.transform)
+
+
 def _read_goal(goal: Any) -> Any:
-    """Open files and convert arrays; the structure (list, dict) stays."""
+    """Open files, convert arrays and copy; the structure (list, dict) stays."""
     if isinstance(goal, Mapping):
-        return {unravel_key(k): read_image(v) for k, v in goal.items()}
+        return {unravel_key(k): read_image(v).clone() for k, v in goal.items()}
     if isinstance(goal, list | tuple):
         return [_read_goal(g) for g in goal]
-    return read_image(goal)
+    return read_image(goal).clone()  # a camera's buffer shows something else by the first use

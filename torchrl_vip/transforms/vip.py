@@ -83,7 +83,8 @@ class VIPTransform(Transform):
     Raises:
         KeyError: a frame's key is absent.
         ValueError, TypeError: frames of wrong shape, dtype or range; an encoder of wrong rank; an
-            encoder's name without weights; ``blur`` for an encoder that is not frozen here.
+            encoder's name without weights; an option of :class:`FrozenEncoder` for an encoder that is
+            not frozen here.
 
     Examples:
         >>> from torchrl.envs import GymEnv, TransformedEnv
@@ -159,10 +160,17 @@ class VIPTransform(Transform):
                 encoder, download=download, download_path=download_path, weights=weights
             )
         ready = isinstance(encoder, FrozenEncoder | EncoderClient)
-        if blur and (ready or not freeze):
+        if ready and not freeze:
             raise ValueError(
-                f"blur={blur} goes with an encoder that is frozen here: give it to the FrozenEncoder "
-                "or EncoderServer, or leave freeze=True."
+                f"freeze=False for a {type(encoder).__name__}, which is frozen: give its network."
+            )
+        frozen_here = {"blur": blur, "dtype": dtype, "compile": compile, "chunk_size": chunk_size}
+        unused = [name for name, value in frozen_here.items() if value and (ready or not freeze)]
+        unused += ["size"] if size and ready and size != encoder.image_size else []
+        if unused:
+            raise ValueError(
+                f"{', '.join(unused)}: options of an encoder that is frozen here. Give them to the "
+                "FrozenEncoder or EncoderServer, or leave freeze=True."
             )
         if freeze:
             frozen = encoder if ready else FrozenEncoder(
@@ -174,6 +182,8 @@ class VIPTransform(Transform):
         else:
             if not isinstance(encoder, VIPEncoder):
                 encoder = VIPEncoder(encoder, image_size=size or 224)
+            if size and size != encoder.image_size:
+                raise ValueError(f"size={size} for an encoder of {encoder.image_size} pixels.")
             self.encoder = encoder
         self.dim = self.encoder.dim
         self.__dict__["_last"] = {}  # embedding key -> [*B, D], for the rows a partial reset leaves

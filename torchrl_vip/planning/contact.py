@@ -1,0 +1,165 @@
+"""What a goal image shows moved, and where the robot touches it.
+
+The distance to a goal image falls once the object moves. Which of all things that is, and where to take hold
+of it, the distance does not tell, and a planner that looks a second ahead waits in front of it with the
+robot's pose of the goal. Who plans on a simulator can move each thing in turn: the one whose picture comes
+nearest to the goal image is what has moved, and the robot's part that is nearest to it there is what touches
+it. From then on that part is to be where it belongs on the object, wherever the object is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import mujoco
+import numpy as np
+
+from torchrl_vip.envs.simulator import Simulator
+from torchrl_vip.planning.registration import FoundRobot, place
+
+Distance = Callable[[np.ndarray], np.ndarray]
+"""Frames uint8 [N, H, W, 3] to distances [N] to the goal image."""
+
+
+class Contact(NamedTuple):
+    """Where a part of the robot belongs on an object.
+
+    Attributes:
+        joint: name of the hinge or slide that the object moves by.
+        value: where the goal image shows it, in radians or m.
+        body: number of the object's body.
+        part: number of the robot's body that is nearest to it in the goal image.
+        offset: that one's position in the object's frame, [3] (m).
+    """
+
+    joint: str
+    value: float
+    body: int
+    part: int
+    offset: np.ndarray
+
+    def distance(self, data: mujoco.MjData) -> float:
+        """How far the robot's part is from where it belongs on the object (m)."""
+        belongs = data.xpos[self.body] + data.xmat[self.body].reshape(3, 3) @ self.offset
+        return float(np.linalg.norm(data.xpos[self.part] - belongs))
+
+
+def find_contact(
+    sim: Simulator,
+    goal: np.ndarray,
+    camera: str,
+    robot: FoundRobot,
+    distance: Distance,
+    *,
+    values: int = 9,
+) -> Contact | None:
+    """What the goal image shows moved by one hinge or slide, and where the robot touches it.
+
+    Every object is drawn at ``values`` places over its joint's range, without the robot, then the nearest
+    one at as many between its neighbours. Pixels in which the goal image shows the robot are not compared.
+    Joints that the model couples move together.
+
+    Args:
+        sim: at the start of the episode; it is left as it was.
+        goal: uint8 ``[H, W, 3]``, as large as the simulator draws.
+        camera: that took it, by its name in the simulator.
+        robot: where the goal image shows it, from :func:`find_robot`.
+        distance: of frames to the goal image.
+
+    Returns:
+        None where the scene is nearest to the goal image as it stands, or nothing in it has a hinge or slide.
+
+    Raises:
+        ValueError: a suite that knows no robot; an unknown camera.
+        NotImplementedError: a suite that cannot save its state.
+    """
+    state, here, model = sim.get_state(), sim.data.qpos.copy(), sim.model
+
+    def away(tried: list[np.ndarray]) -> np.ndarray:
+        """Distances of positions [nq] of everything."""
+        frames = []
+        for qpos in tried:
+            place(sim, qpos)
+            frames.append(sim.layer(camera, robot=False)[0])
+        return distance(np.where(robot.pixels[..., None], goal, np.stack(frames)))
+
+    try:
+        things = _things(sim)
+        ranges = [np.linspace(*model.jnt_range[thing[0]], values) for thing in things]
+        tried = [
+            _moved(model, here, t, v) for t, vs in zip(things, ranges, strict=True) for v in vs
+        ]
+        distances = away([here, *tried])
+        best = distances.argmin()
+        if best == 0:
+            return None
+        thing, value = (
+            things[(best - 1) // values],
+            ranges[(best - 1) // values][(best - 1) % values],
+        )
+        step = np.ptp(model.jnt_range[thing[0]]) / (values - 1)
+        finer = np.linspace(value - step, value + step, values).clip(*model.jnt_range[thing[0]])
+        value = finer[away([_moved(model, here, thing, v) for v in finer]).argmin()]
+        place(sim, _moved(model, robot.qpos, thing, value))
+        part, body = _nearest(sim, {int(model.jnt_bodyid[joint]) for joint in thing})
+        frame = sim.data.xmat[body].reshape(3, 3)
+        offset = frame.T @ (sim.data.xpos[part] - sim.data.xpos[body])
+        return Contact(model.joint(thing[0]).name, float(value), body, part, offset)
+    finally:
+        sim.set_state(state)
+
+
+def _things(sim: Simulator) -> list[list[int]]:
+    """Hinges and slides of everything but the robot, each before those that follow it."""
+    model, kind = sim.model, mujoco.mjtJoint
+    root = model.body_rootid
+    free = root[model.jnt_bodyid] != root[model.body(sim.ROBOT).id]
+    one = (model.jnt_type == kind.mjJNT_HINGE) | (model.jnt_type == kind.mjJNT_SLIDE)
+    chosen = np.flatnonzero(free & one & model.jnt_limited.astype(bool))
+    followers = {int(second): int(first) for first, second, _ in _couplings(model)}
+    return [
+        [int(joint), *(f for f, leader in followers.items() if leader == joint)]
+        for joint in chosen
+        if int(joint) not in followers
+    ]
+
+
+def _couplings(model: mujoco.MjModel) -> list[tuple[int, int, np.ndarray]]:
+    """Pairs of joints that move together, and the coefficients [2] of the first one's offset from its
+    reference in that of the second one."""
+    coupled = (model.eq_type == mujoco.mjtEq.mjEQ_JOINT) & (model.eq_obj2id >= 0)
+    return [
+        (model.eq_obj1id[i], model.eq_obj2id[i], model.eq_data[i, :2])
+        for i in np.flatnonzero(coupled)
+        if model.eq_data[i, 1] != 0
+    ]
+
+
+def _moved(model: mujoco.MjModel, qpos: np.ndarray, thing: list[int], value: float) -> np.ndarray:
+    """Positions [nq] with a thing moved."""
+    qpos, at, rest = qpos.copy(), model.jnt_qposadr, model.qpos0
+    qpos[at[thing[0]]] = value
+    for first, second, (bias, slope) in _couplings(model):
+        if first == thing[0] and second in thing:
+            qpos[at[second]] = rest[at[second]] + (value - rest[at[first]] - bias) / slope
+    return qpos
+
+
+def _nearest(sim: Simulator, bodies: set[int]) -> tuple[int, int]:
+    """The robot's body and the one of these (or what they carry) that are nearest to each other."""
+    model, root = sim.model, sim.model.body_rootid
+    flat = np.isin(model.geom_type, [mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_HFIELD])
+    carried = bodies.copy()
+    for body in range(model.nbody):  # parents come first
+        if int(model.body_parentid[body]) in carried:
+            carried.add(body)
+    mine = root[model.geom_bodyid] == root[model.body(sim.ROBOT).id]
+    ours = np.flatnonzero(mine & ~flat)
+    theirs = np.flatnonzero(np.isin(model.geom_bodyid, list(carried)) & ~flat)
+    _, part, body = min(
+        (mujoco.mj_geomDistance(model, sim.data, a, b, 10.0, None), a, b)
+        for a in ours
+        for b in theirs
+    )
+    return int(model.geom_bodyid[part]), int(model.geom_bodyid[body])
