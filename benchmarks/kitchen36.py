@@ -184,8 +184,8 @@ def check_weights(done: dict[Episode, dict], encoders: dict[str, Encoder], path:
 class Player:
     """Plays episodes in this process; those of one task after each other share their simulators."""
 
-    def __init__(self, encoders: dict[str, Encoder]) -> None:
-        self.encoders = encoders
+    def __init__(self, encoders: dict[str, Encoder], found: Path) -> None:
+        self.encoders, self.found = encoders, found
         self.of: tuple[str, int] | None = None
         self.sims: tuple[KitchenSim, ...] = ()
 
@@ -197,7 +197,7 @@ class Player:
                 sim(episode.task, image_size=episode.image_size)
                 for sim in (KitchenSim, PlanningSim)
             )
-        return play(episode, self.encoders[episode.row], *self.sims)
+        return play(episode, self.encoders[episode.row], *self.sims, self.found)
 
     def close(self) -> None:
         for sim in self.sims:
@@ -208,11 +208,11 @@ _player: Player
 """Of a worker process."""
 
 
-def _start_worker(entries: list[str], blur: float, threads: int) -> None:
+def _start_worker(entries: list[str], blur: float, threads: int, found: Path) -> None:
     global _player
     warnings.filterwarnings("ignore")
     torch.set_num_threads(threads)
-    _player = Player(open_encoders(entries, blur))
+    _player = Player(open_encoders(entries, blur), found)
 
 
 def _play(episode: Episode) -> dict:
@@ -223,8 +223,9 @@ def results_of(
     todo: list[Episode], encoders: dict[str, Encoder], args: argparse.Namespace
 ) -> Iterator[dict]:
     """Plays episodes, so many at a time, and yields each as it ends."""
+    found = args.out / "robots"
     if args.processes == 0:
-        with closing(Player(encoders)) as player:
+        with closing(Player(encoders, found)) as player:
             yield from map(player, todo)
         return
     entries = [entry for entry in args.encoder if split_entry(entry)[0] in encoders]
@@ -233,7 +234,7 @@ def results_of(
         args.processes,
         multiprocessing.get_context("spawn"),  # a fork would share the renderer's context
         _start_worker,
-        (entries, args.blur, max(1, cores // args.processes)),
+        (entries, args.blur, max(1, cores // args.processes), found),
     ) as pool:
         try:
             for future in as_completed([pool.submit(_play, episode) for episode in todo]):

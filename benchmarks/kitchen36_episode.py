@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from functools import lru_cache, partial
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -207,7 +209,9 @@ def easy_start(demonstration: Demonstration) -> int:
     return min(EASY_START, round(0.4 * len(demonstration.actions)))
 
 
-def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge | None, Landmarks]:
+def begin(
+    sim: KitchenSim, episode: Episode, embed: Embed | None, found: Path
+) -> tuple[Judge | None, Landmarks]:
     """Brings the simulator to the start; returns the judge of its goal, None for the true reward."""
     solved = demonstrations(episode.task)
     number = episode.seed % len(solved)
@@ -229,20 +233,17 @@ def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge
             view.removesuffix(WITHOUT_ROBOT) for view in views if view.endswith(WITHOUT_ROBOT)
         ]
         with_robot = pictures(sim, way[-1:], cameras)[0]
-        found = [
-            robot_in_goal(episode.task, number, first, camera, episode.image_size, episode.seed)
-            for camera in cameras
-        ]
+        robots = [robot_in_goal(episode, number, first, camera, found) for camera in cameras]
         goals = np.concatenate([with_robot] * (len(views) // len(cameras)))[None]
         hidden = np.zeros((len(views), *goals.shape[2:4]), bool)
-        hidden[-len(cameras) :] = [robot.pixels for robot in found]
+        hidden[-len(cameras) :] = [robot.pixels for robot in robots]
     judge = Judge(embed, goals, start, weights, hidden, episode.combine)
     if episode.contact:
         judge.contact = find_contact(
             sim,
             goals[0, 0],
             cameras[0],
-            found[0],
+            robots[0],
             lambda frames: judge.distances(frames[:, None])[:, 0],
         )
     near = -float(judge(np.stack(ends[1:])).mean()) if len(ends) > 1 else np.nan
@@ -252,17 +253,26 @@ def begin(sim: KitchenSim, episode: Episode, embed: Embed | None) -> tuple[Judge
     return judge, landmarks
 
 
-@lru_cache(maxsize=64)  # the next encoder looks at the same ones
 def robot_in_goal(
-    task: str, number: int, first: int, camera: str, image_size: int, seed: int
+    episode: Episode, number: int, first: int, camera: str, found: Path
 ) -> FoundRobot:
     """Where the last picture of a task's demonstration shows the robot, looked for from its state
-    ``first``."""
+    ``first``; kept in the folder ``found``, as the next encoder looks at the same ones."""
+    task, size, seed = episode.task, episode.image_size, episode.seed
+    path = found / f"{task}_{camera}_{number}_{first}_{size}_{seed}.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            return FoundRobot(stored["pixels"], stored["qpos"])
     demonstration = demonstrations(task)[number]
-    with closing(KitchenSim(task, image_size=image_size)) as sim:
+    with closing(KitchenSim(task, image_size=size)) as sim:
         sim.repeat(demonstration, first)
         ((goal,),) = pictures(sim, demonstration.qpos[-1:], [camera])
-        return find_robot(sim, goal, camera, seed=seed, progress=False)
+        robot = find_robot(sim, goal, camera, seed=seed, progress=False)
+    found.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez_compressed(part, **robot._asdict())
+    part.replace(path)
+    return robot
 
 
 def score(values: np.ndarray, form: str) -> np.ndarray:
@@ -272,14 +282,17 @@ def score(values: np.ndarray, form: str) -> np.ndarray:
     return values[:, -1] - values[:, -2] if form == "difference" else values.sum(1)
 
 
-def play(episode: Episode, encoder: Encoder, sim: KitchenSim, candidates: PlanningSim) -> dict:
+def play(
+    episode: Episode, encoder: Encoder, sim: KitchenSim, candidates: PlanningSim, found: Path
+) -> dict:
     """One planned episode: whether it was solved, its curves and where the time went.
 
     Args:
         sim: what acts.
         candidates: where action sequences are tried.
+        found: folder in which robots found in goal images are kept.
     """
-    judge, landmarks = begin(sim, episode, encoder.embed)
+    judge, landmarks = begin(sim, episode, encoder.embed, found)
     views = list(episode.views())
     unit = episode.smoothness * (abs(sim.reward()) if judge is None else judge.first)
     drawn = SCORES[episode.score]

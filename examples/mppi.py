@@ -2,7 +2,7 @@ r"""Plan to a goal image with MPPI on the real simulator, and draw what the plan
 
     python examples/mppi.py --task sdoor_open --out plan            # about a minute on two cores
     python examples/mppi.py --task light_on --camera right_cam --start 0 --steps 100
-    python examples/mppi.py --task ldoor_open --beside-robot
+    python examples/mppi.py --task ldoor_close --contact
     python examples/mppi.py --suite fetch --task fetch-push
     python examples/mppi.py --suite metaworld --task door-close-v3 --frame-skip 2 \
         --camera corner4+corner4/no-robot
@@ -14,6 +14,8 @@ whose simulator saves its state will do. Several cameras, joined by +, are embed
 their distances added in parts of what each was at the start; one whose name ends in "/no-robot" sees the
 scene, and the goal, without the robot. --beside-robot needs no such goal: it finds the robot in the goal
 image, by drawing it until it looks the same, and also compares frames without the robot to the rest.
+--contact compares these alone, and finds what the goal image shows moved, by moving each thing in the
+simulator: the robot is to touch that as it does in the goal image.
 """
 
 from __future__ import annotations
@@ -37,8 +39,16 @@ from tqdm import tqdm
 from torchrl_vip import FrozenEncoder, camera_weights, goal_distance, load_vip
 from torchrl_vip.data.video import write_video
 from torchrl_vip.envs import load_suite
-from torchrl_vip.envs.simulator import WITHOUT_ROBOT
-from torchrl_vip.planning import MPPI, Rollouts, find_robot, in_deviations, last_frame
+from torchrl_vip.envs.simulator import WITHOUT_ROBOT, Simulator
+from torchrl_vip.planning import (
+    MPPI,
+    Contact,
+    Rollouts,
+    find_contact,
+    find_robot,
+    in_deviations,
+    last_frame,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,6 +65,7 @@ def parse_args() -> argparse.Namespace:
     add("--task", default="sdoor_open", help="one of the suite's (%(default)s)")
     add("--camera", help="its name, or several joined by + (the suite's own)")
     add("--beside-robot", action="store_true", help="compare what is not the robot as well")
+    add("--contact", action="store_true", help="that alone, and touch what the goal shows moved")
     add("--start", type=int, default=15, help="kitchen: state of a demonstration (%(default)s)")
     add("--steps", type=int, default=50, help="actions at most (%(default)s)")
     add("--trajectories", type=int, default=32, help="candidates a step (%(default)s)")
@@ -73,8 +84,12 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"unknown task {args.task!r}; {args.suite} has {', '.join(tasks)}")
     if args.frame_skip < 1:
         parser.error(f"--frame-skip is {args.frame_skip}; wanted a positive number of steps")
-    if args.beside_robot and "+" in (args.camera or ""):
-        parser.error(f"--beside-robot takes one camera; got {args.camera}")
+    if args.beside_robot and args.contact:
+        parser.error("--contact compares what is not the robot anyway: no --beside-robot")
+    if (args.beside_robot or args.contact) and {*"+/"} & {*(args.camera or "")}:
+        parser.error(
+            f"--beside-robot and --contact take one camera with the robot; got {args.camera}"
+        )
     if args.smoke:
         args.steps, args.trajectories, args.horizon, args.processes = 2, 3, 2, 0
     return args
@@ -84,13 +99,14 @@ def main() -> None:
     args = parse_args()
     suite = load_suite(args.suite)
     cameras = (args.camera or suite.SIMULATOR.CAMERA).split("+")
-    if args.beside_robot:
-        cameras.append(cameras[0] + WITHOUT_ROBOT)
-    options = {"camera": cameras[0], "image_size": args.image_size}
+    shown = cameras[0]
+    if args.beside_robot or args.contact:
+        cameras = [shown] * args.beside_robot + [shown + WITHOUT_ROBOT]
+    options = {"camera": shown, "image_size": args.image_size}
     sim = suite.SIMULATOR(args.task, **options)
 
     # -- the goal and the start ---------------------------------------------------------------------
-    goal = sim.solved_frame(args.seed, cameras=cameras)
+    goal = sim.solved_frame(args.seed, cameras=[shown, *cameras])
     if goal is None:
         sys.exit(f"error: the script does not solve {args.task} from seed {args.seed}: try another")
     if args.suite == "kitchen":
@@ -98,11 +114,13 @@ def main() -> None:
         sim.repeat(demonstrations[args.seed % len(demonstrations)], args.start)
     else:
         sim.reset(args.seed)
-    robot = None
-    if args.beside_robot:
-        goal[1] = goal[0]  # one image, with the robot in it
+    picture, goal = goal[0], goal[1:]
+    robot = hidden = None
+    if args.beside_robot or args.contact:
+        goal[:] = picture  # one image, with the robot in it
         search = {"candidates": 8, "iterations": 1} if args.smoke else {}
-        robot = find_robot(sim, goal[0], cameras[0], seed=args.seed, **search)
+        robot = find_robot(sim, picture, shown, seed=args.seed, **search)
+        hidden = robot.pixels
 
     # -- the reward: minus the distance to the goal -------------------------------------------------
     encoder = FrozenEncoder(load_vip(args.encoder), blur=args.blur, chunk_size=16)
@@ -110,10 +128,10 @@ def main() -> None:
     def embedded(frames: np.ndarray) -> torch.Tensor:
         """uint8 [N, K, H, W, 3] to [N, K D], the cameras' embeddings one after another."""
         if (
-            robot is not None
-        ):  # where the goal image shows the robot, the second frame is not compared
+            hidden is not None
+        ):  # where the goal image shows the robot, the last frame is not compared
             frames = frames.copy()
-            frames[:, 1, robot] = goal[1, robot]
+            frames[:, -1, hidden] = picture[hidden]
         return encoder(torch.from_numpy(frames).flatten(0, 1)).reshape(len(frames), -1)
 
     z_goal, weights = embedded(goal[None])[0], None
@@ -124,12 +142,24 @@ def main() -> None:
         """uint8 [N, K, H, W, 3] to [N]."""
         return goal_distance(embedded(frames), z_goal, weights).numpy()
 
-    def score(frames: np.ndarray) -> np.ndarray:
+    contact, look = None, partial(last_frame, cameras=cameras)
+    if args.contact:
+        contact = find_contact(sim, picture, shown, robot, lambda frames: distance(frames[:, None]))
+        if contact is None:
+            print("the goal image shows nothing moved that has a hinge or slide")
+        else:
+            print(f"to be moved: {contact.joint}, to {contact.value:.2f}")
+            look = partial(frame_and_touch, cameras=cameras, contact=contact)
+
+    def score(seen: np.ndarray) -> np.ndarray:
         """Of candidates [N], higher is better."""
+        frames = seen if contact is None else seen["frame"]
         if robot is None:
             return -distance(frames)
-        parts = (embedded(frames) - z_goal).unflatten(-1, (len(cameras), -1)).norm(dim=-1)
-        return -in_deviations(parts.numpy())
+        parts = (embedded(frames) - z_goal).unflatten(-1, (len(cameras), -1)).norm(dim=-1).numpy()
+        if contact is not None:
+            parts = np.column_stack([parts, seen["touch"]])
+        return -in_deviations(parts)
 
     # -- the plan -----------------------------------------------------------------------------------
     planner = MPPI(
@@ -139,12 +169,10 @@ def main() -> None:
         sigma=args.sigma,
         seed=args.seed,
     )
-    frames, solved = [sim.look(cameras)], []
+    frames, film_of, solved = [sim.look(cameras)], [sim.look([shown])[0]], []
     make_sim = partial(suite.SIMULATOR, args.task, **options)
     with (
-        Rollouts(
-            make_sim, partial(last_frame, cameras=cameras), processes=args.processes
-        ) as rollouts,
+        Rollouts(make_sim, look, processes=args.processes) as rollouts,
         tqdm(total=args.steps, unit="action") as bar,
     ):
         for _ in range(args.steps):
@@ -155,6 +183,7 @@ def main() -> None:
             for _ in range(args.frame_skip):
                 _, _, success = sim.step(action)
             frames.append(sim.look(cameras))
+            film_of.append(sim.look([shown])[0])
             solved.append(success)
             bar.update()
             bar.set_postfix(distance=f"{distance(frames[-1][None])[0]:.2f}", solved=success)
@@ -169,12 +198,18 @@ def main() -> None:
         f"distance {curve[0]:.2f} -> {curve[-1]:.2f}"
     )
     args.out.mkdir(parents=True, exist_ok=True)
-    frames, goal = [seen[0] for seen in frames], goal[0].copy()  # of the first camera
-    if robot is not None:
-        goal[robot] = goal[robot] // 2 + np.array([127, 0, 0], np.uint8)  # red is not compared
-    draw(frames, goal, curve, args.out / f"{args.task}.png")
-    film(frames, goal, curve, args.out / f"{args.task}.mp4")
+    if hidden is not None:
+        picture[hidden] = picture[hidden] // 2 + np.array([127, 0, 0], np.uint8)  # not compared
+    draw(film_of, picture, curve, args.out / f"{args.task}.png")
+    film(film_of, picture, curve, args.out / f"{args.task}.mp4")
     print(f"wrote {args.out / args.task}.png and .mp4")
+
+
+def frame_and_touch(sim: Simulator, _: float, cameras: list[str], contact: Contact) -> np.ndarray:
+    """What is seen of a candidate, and how far the robot is from touching what it is to move (m)."""
+    frame = sim.look(cameras)
+    kind = [("frame", np.uint8, frame.shape), ("touch", float)]
+    return np.array((frame, contact.distance(sim.data)), kind)
 
 
 def draw(frames: list[np.ndarray], goal: np.ndarray, curve: np.ndarray, path: Path) -> None:

@@ -80,16 +80,28 @@ def test_the_robot_is_hidden_in_one_goal_image(tmp_path, monkeypatch) -> None:
 
     def find_robot(sim, goal, camera, seed, progress):
         found.append((goal.shape, camera, seed))
-        return np.zeros(goal.shape[:2], bool)
+        return one.FoundRobot(np.zeros(goal.shape[:2], bool), sim.data.qpos.copy())
 
     monkeypatch.setattr(one, "find_robot", find_robot)
     more = "--beside-robot 1 --combine deviation --image-size 32".split()
-    one.robot_in_goal.cache_clear()
     kitchen36.main(arguments(tmp_path, *more, "--encoder", "other=pixels"))
     assert found == [((32, 32, 3), "left_cam", 0)], "once for both encoders"
     name = "pixels, 1 x beside the robot, in deviations, drawn at 32²"
     assert f"| {name} | 1 |" in (tmp_path / "kitchen36.md").read_text()
-    for flags in ("--beside-robot 1 --goals 2", "--combine deviation --smoothness 1"):
+    kitchen36.main(arguments(tmp_path, *"--contact 2 --image-size 32".split()))
+    assert len(found) == 1, "the one that is kept"
+    *_, last = sorted(episodes(tmp_path), key=lambda episode: episode["contact"])
+    assert last["contact_joint"] and len(last["distance"]) == last["steps"]
+    assert (
+        "pixels, beside the robot, 2 x contact, drawn at 32²"
+        in (tmp_path / "kitchen36.md").read_text()
+    )
+    for flags in (
+        "--beside-robot 1 --goals 2",
+        "--combine deviation --smoothness 1",
+        "--contact 1 --cameras-summed",
+        "--contact 1 --smoothness 1",
+    ):
         with pytest.raises(SystemExit):
             kitchen36.main(arguments(tmp_path, *flags.split()))
 
@@ -154,7 +166,7 @@ def test_a_decoy_fools_who_sees_the_arm_only(setting, monkeypatch) -> None:
             return np.tile(qpos[:, None, None, None, part], (1, len(views), 1, 1, 1))
 
         monkeypatch.setattr(one, "pictures", positions)
-        _, landmarks = one.begin(sim, episode, lambda frames: frames.flatten(1))
+        _, landmarks = one.begin(sim, episode, lambda frames: frames.flatten(1), Path())
         decoyed[part.start] = landmarks.decoyed
     sim.close()
     states = len(one.demonstrations("light_on")[0].qpos) - 12 * (setting == "easy")

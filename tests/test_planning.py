@@ -9,8 +9,10 @@ import pytest
 from torchrl_vip.planning import (
     CEM,
     MPPI,
+    FoundRobot,
     Rollouts,
     filtered_noise,
+    find_contact,
     find_robot,
     in_deviations,
     last_reward,
@@ -141,6 +143,7 @@ def test_the_robot_is_found_in_a_goal_image(kitchen) -> None:
     kitchen.repeat(demonstration, 15)
     views = ["default", "default/no-robot"]
     state, start = kitchen.get_state(), kitchen.look(views)
+    state_positions = kitchen.data.qpos.copy()
     kitchen.pose(demonstration.qpos[-1])  # the knob turned as well, which is not looked for
     goal = kitchen.look(views)
     kitchen.set_state(state)
@@ -152,10 +155,46 @@ def test_the_robot_is_found_in_a_goal_image(kitchen) -> None:
         robot = (goal[0] != goal[1]).any(-1)
         return (mask & robot).sum() / (mask | robot).sum()
 
-    assert found.dtype == bool and found.shape == (64, 64)
-    assert overlap(found) > 0.8 > 0.7 > overlap((start[0] != start[1]).any(-1))
+    pixels = found.pixels
+    assert pixels.dtype == bool and pixels.shape == (64, 64)
+    assert overlap(pixels) > 0.8 > 0.7 > overlap((start[0] != start[1]).any(-1))
     again = find_robot(kitchen, goal[0], "default", **search)
-    np.testing.assert_array_equal(again, found)
+    np.testing.assert_array_equal(again.pixels, pixels)
+    np.testing.assert_array_equal(again.qpos, found.qpos)
+    np.testing.assert_array_equal(found.qpos[9:], state_positions[9:])  # all but the robot
+
+
+@pytest.mark.parametrize("task", ["ldoor_close", "knob1_on"])  # the burner turns with the knob
+def test_what_a_goal_image_shows_moved_and_where_it_is_touched(task) -> None:
+    from torchrl_vip.envs.kitchen import KitchenSim, demonstrations
+
+    with closing(KitchenSim(task, image_size=64)) as sim:
+        demonstration = demonstrations(task)[0]
+        sim.repeat(demonstration, 10)
+        state, here = sim.get_state(), sim.data.qpos.copy()
+        sim.pose(demonstration.qpos[-1])
+        views = ["default", "default/no-robot"]
+        goal, belongs = sim.look(views), sim.joint_error()
+        robot = FoundRobot((goal[0] != goal[1]).any(-1), here.copy())
+        robot.qpos[:9] = demonstration.qpos[-1][:9]
+
+        def distance(frames):
+            return np.abs(frames.astype(float) - goal[0]).mean((1, 2, 3))
+
+        sim.set_state(state)
+        contact = find_contact(sim, goal[0], "default", robot, distance)
+        np.testing.assert_array_equal(sim.get_state(), state)
+        assert contact.joint == sim.rule.joint and "finger" in sim.model.body(contact.part).name
+        sim.data.joint(contact.joint).qpos[0] = contact.value
+        assert abs(sim.joint_error() - belongs) < 0.1
+        away = [contact.distance(sim.data)]
+        for qpos in (here, demonstration.qpos[-1]):
+            sim.pose(qpos)
+            away.append(contact.distance(sim.data))
+        assert away[1] > 0.1 > 0.05 > away[2], "it is touched in the goal"
+        sim.pose(here)
+        nothing = find_contact(sim, sim.look(views)[1], "default", robot, lambda f: distance(f) * 0)
+        assert nothing is None
 
 
 def test_what_no_robot_can_be_found_in_is_an_error(kitchen, monkeypatch) -> None:

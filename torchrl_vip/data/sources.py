@@ -103,7 +103,7 @@ def ego4d_clips(manifest: Path) -> list[Clip]:
             Clip(
                 manifest.parent / row["path"],
                 row["path"].rstrip("/"),
-                {k: v for k, v in row.items() if k and k not in ("path", "len")},
+                {k: _value(v) for k, v in row.items() if k and k not in ("path", "len")},
                 span=(0, int(row["len"])),
             )
             for row in rows
@@ -115,6 +115,11 @@ def ego4d_clips(manifest: Path) -> list[Clip]:
     if not clips:
         raise ValueError(f"{manifest} lists no clip.")
     return sorted(clips, key=lambda clip: clip.name)
+
+
+def _value(text: str) -> str | bool:
+    """A label of a table: "False" is no text that counts as true."""
+    return {"true": True, "false": False}.get(text.strip().lower(), text)
 
 
 def lerobot_clips(folder: Path) -> list[Clip]:

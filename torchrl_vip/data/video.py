@@ -59,7 +59,9 @@ def read_frames(path: str | Path, span: tuple[int, int] | None = None) -> Iterat
         with av.open(str(path)) as container:
             container.streams.video[0].thread_type = "AUTO"
             for frame in container.decode(video=0):
-                yield torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+                image = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+                # upright, as a telephone held otherwise says in the file; torchcodec does by itself
+                yield image.rot90(frame.rotation // 90, (1, 2)) if frame.rotation else image
     except (av.FFmpegError, IndexError, OSError) as error:
         raise ValueError(f"{path}: not a readable video ({error})") from error
 
@@ -173,7 +175,8 @@ def decode_once(
             raise ValueError(
                 f"{pixels} is shorter than its journal says: delete {folder}, run again."
             )
-        todo = [i for i, key in enumerate(keys) if key not in known]
+        # A clip that failed is tried again: the decoder or the disk may have been at fault.
+        todo = [i for i, key in enumerate(keys) if "error" in known.get(key, {"error": ""})]
         with (
             open(pixels, "r+b") as out,
             open(journal, "a") as log,

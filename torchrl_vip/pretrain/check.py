@@ -100,6 +100,31 @@ def check(config: dict[str, Any]) -> None:
     pick_device(config["device"])
 
 
+FREE = frozenset(
+    "data out_dir steps device precision compile resume checkpoint_every keep_checkpoints best "
+    "validate_every validation_clips loggers progress".split()
+)
+"""Fields that may change when a run goes on."""
+
+
+def check_resumed(config: dict[str, Any], began: Path) -> None:
+    """Refuse to go on with other settings than a run began with: ValueError names them.
+
+    Args:
+        began: the config.yaml of the run.
+    """
+    if not began.exists():
+        return
+    old = yaml.safe_load(began.read_text())
+    changed = [k for k in config if k in old and k not in FREE and old[k] != config[k]]
+    if changed:
+        raise ValueError(
+            f"{began.parent} began with {', '.join(f'{k}={old[k]}' for k in changed)}, not "
+            f"{', '.join(f'{k}={config[k]}' for k in changed)}: give those, or another out_dir, or "
+            "resume=false to begin anew."
+        )
+
+
 def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

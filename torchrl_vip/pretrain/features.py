@@ -85,7 +85,7 @@ def _fingerprint(table: FrameTable, network: FrozenEncoder, config: dict[str, An
     ends = [_ends(table, i).numpy().tobytes() for i in range(len(names))]
     digest.update(repr((names, table.length.tolist(), ends, options, network.dtype)).encode())
     for name, weight in network.state_dict().items():
-        digest.update(name.encode() + weight.float().numpy().tobytes())
+        digest.update(name.encode() + weight.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

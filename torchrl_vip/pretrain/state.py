@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -144,6 +145,8 @@ class MetricsLog:
         self.file = open(path, "a", newline="", buffering=1)
         self.writer = csv.writer(self.file)
         folder, name = path.parent / "logs", path.parent.resolve().name
+        if first == 0:  # loggers append
+            shutil.rmtree(folder, ignore_errors=True)
         self.loggers = [get_logger(kind, str(folder / kind), name) for kind in loggers]
 
     def write(

@@ -31,10 +31,15 @@ from torchrl_vip.encoders import ENCODERS, VIPEncoder, native_bfloat16
 from torchrl_vip.functional import resize_size
 from torchrl_vip.losses import EmbeddingLoss, TCNLoss, TripletLoss, VIPLoss
 from torchrl_vip.pretrain import processes
-from torchrl_vip.pretrain.check import check, pick_device
+from torchrl_vip.pretrain.check import check, check_resumed, pick_device
 from torchrl_vip.pretrain.features import embed_once
 from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog
-from torchrl_vip.pretrain.validation import plot_curves, reward_calibration, validate
+from torchrl_vip.pretrain.validation import (
+    marks_best,
+    plot_curves,
+    reward_calibration,
+    validate,
+)
 from torchrl_vip.weights import load_vip, save_vip
 
 
@@ -55,18 +60,20 @@ def pretrain(config: dict[str, Any]) -> Path:
     device = pick_device(config["device"])
     shard = rank, _ = processes.start(device)
     out, total, first_process = Path(config["out_dir"]), config["steps"], rank == 0
+    if config["resume"] and any((out / "checkpoints").glob("step_*.pt")):
+        check_resumed(config, out / "config.yaml")
     out.mkdir(parents=True, exist_ok=True)
     if first_process:
         (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
     torch.manual_seed(config["seed"])
     encoder = make_encoder(config).to(device, memory_format=torch.channels_last)
+    set_training = freeze(encoder, config["freeze_below"], config["freeze_batch_norm"])
     train_table, validation_table = load_data(split, encoder.image_size, config, first_process)
     bfloat16 = config["precision"] == "bfloat16" or (
         config["precision"] == "auto" and native_bfloat16(device)
     )
     dtype = torch.bfloat16 if bfloat16 else torch.float32
-    set_training = freeze(encoder, config["freeze_below"], config["freeze_batch_norm"])
     if config["views"]:
         features = embed_once(
             train_table,
@@ -109,7 +116,8 @@ def pretrain(config: dict[str, Any]) -> Path:
         validate, objective=objective, table=validation_table, config=config, dtype=dtype
     )
     if first == 0 and log:
-        log.write(0, measure(encoder))
+        log.write(0, metrics := measure(encoder))
+        marks_best(metrics, config["best"])  # a metric that is not there is an error now
 
     steps = tqdm(
         range(first, total),
@@ -130,8 +138,11 @@ def pretrain(config: dict[str, Any]) -> Path:
         averaged.update_parameters(encoder)
 
         done, value = step + 1, loss
-        if not math.isfinite(value):
-            raise ValueError(f"the loss is {value} at step {done}: lower lr ({config['lr']}).")
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise ValueError(
+                f"the loss is {value} and its gradient's norm {norm} at step {done}: begin anew "
+                f"(resume=false) with a lower lr than {config['lr']}."
+            )
         if not log:
             continue
         if done % 10 == 0 or done == total:
@@ -145,7 +156,7 @@ def pretrain(config: dict[str, Any]) -> Path:
             metrics = measure(averaged.module)
             log.write(done, metrics)
             plot_curves(out / "metrics.csv", out / "curves.png")
-            if best.improved(metrics.get(config["best"])):
+            if best.improved(marks_best(metrics, config["best"])):
                 describe(averaged.module, config, train_table)
                 save_vip(averaged.module, out / "best")
         if done % config["checkpoint_every"] == 0 or done == total:
@@ -244,8 +255,10 @@ def describe(encoder: VIPEncoder, config: dict[str, Any], table: FrameTable) -> 
     """What config.json says of the weights: how they were made, and the reward's scale."""
     # No folder of this machine travels with the weights: of "encoder" only the network's name.
     training = {k: v for k, v in config.items() if k not in ("out_dir", "data", "progress")}
-    encoder.config = {
-        "training": training | {"encoder": encoder.name},
+    began = {k: encoder.config[k] for k in ("licence", "training_data") if k in encoder.config}
+    network = {"encoder": encoder.name, "image_size": encoder.image_size, "dim": encoder.dim}
+    encoder.config = began | {
+        "training": training | network,
         "training_clips": len(table.clips),
         "training_frames": int(table.length.sum()),
         **reward_calibration(encoder, table),
@@ -277,9 +290,14 @@ def make_buffer(
 
 
 def task_numbers(clips: list[Clip]) -> Tensor:
-    """int64 ``[V]``: clips with the same "group", or else "task", have the same number."""
+    """int64 ``[V]``: successes with the same "group", or else "task", have the same number; a failure
+    has its own, as its end is nobody's goal."""
     names = [
-        str(clip.labels.get("group") or clip.labels.get("task") or ("clip", i))
+        str(
+            clip.labels.get("success", True)
+            and (clip.labels.get("group") or clip.labels.get("task"))
+            or ("clip", i)
+        )
         for i, clip in enumerate(clips)
     ]
     number = {name: n for n, name in enumerate(dict.fromkeys(names))}
@@ -352,11 +370,20 @@ def load_data(
             continue
         options = {"workers": data["workers"], "progress": config["progress"] and speak}
         if data["decode"] == "lazily":
-            table = decode_lazily(clips, resize_size(image_size), **options)
+            decode = decode_lazily
         else:
-            cache = data["cache"] or Path(config["out_dir"]) / "frames"
-            table = decode_once(clips, resize_size(image_size), cache, **options)
+            options["cache"] = data["cache"] or Path(config["out_dir"]) / "frames"
+            decode = decode_once
+        try:
+            table = decode(clips, resize_size(image_size), **options)
+        except ValueError as error:
+            if kind == "training" or "could be read" not in str(error):
+                raise
+            print(f"no validation: {error}")
+            table = None
         tables.append(table)
+        if table is None:
+            continue
         if not speak:
             continue
         print(f"{kind}: {len(table.clips)} clips, {int(table.length.sum())} frames")
@@ -371,8 +398,15 @@ def split_clips(
 ) -> tuple[list[Clip], list[Clip]]:
     """Training and validation clips; neighbours that share a group are never parted.
 
-    A share above 0 chooses at least one group, where there are two or more.
+    A share above 0 chooses at least one group, and one below 1 leaves at least one, where there are two.
+
+    Raises:
+        ValueError: a value that no clip has as a label.
     """
+    wanted = [*hold_out, *(validation if isinstance(validation, list) else [])]
+    known = {str(value) for clip in clips for value in clip.labels.values()}
+    if unknown := [value for value in wanted if str(value) not in known]:
+        raise ValueError(f"data.hold_out or data.validation: no clip has a label {unknown}.")
 
     def labelled(clip: Clip, values: list) -> bool:
         return any(str(v) in {str(w) for w in values} for v in clip.labels.values())
@@ -390,6 +424,8 @@ def split_clips(
         draws = [draw(clip) for clip in clips]
         if len(set(draws)) > 1 and validation > 0:
             validation = max(validation, min(draws) + 1e-9)
+        if draws and validation < 1:
+            validation = min(validation, max(draws))
         chosen = [drawn < validation for drawn in draws]
     pairs = list(zip(clips, chosen, strict=True))
     return [clip for clip, c in pairs if not c], [clip for clip, c in pairs if c]

@@ -18,21 +18,32 @@ from torchrl_vip.evaluation.metrics import effective_rank
 from torchrl_vip.losses import EmbeddingLoss, VIPLoss
 
 
-def labelled_clips(table: FrameTable, most: int | None = None) -> list[LabelledClip]:
-    """Clips of a table with their labels; spread evenly over the table where there are too many."""
-    count = len(table.clips)
-    chosen = (
-        range(count) if not most or count <= most else np.linspace(0, count - 1, most).astype(int)
-    )
+def labelled_clips(table: FrameTable, most: int, *, ends: bool = False) -> list[LabelledClip]:
+    """Clips of a table with their labels, ``most`` at most: whole groups (label "group", or else "task"),
+    spread evenly over the table where there are too many. ``ends``: of each the first and last frame only.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, clip in enumerate(table.clips):
+        groups[str(clip.labels.get("group") or clip.labels.get("task") or clip.name)].append(i)
+    share = min(1.0, most / len(table.clips))
+    spread = np.linspace(0, len(groups) - 1, max(1, round(share * len(groups)))).astype(int)
+    names = list(groups)
+    chosen = [(names[n], i) for n in spread for i in groups[names[n]]][:most]
     return [
         LabelledClip(
-            frames=table.clip_frames(i),
-            group=str(table.clips[i].labels.get("group", table.clips[i].name)),
+            frames=_ends(table, i) if ends else table.clip_frames(i),
+            group=group,
             success=bool(table.clips[i].labels.get("success", True)),
             name=table.clips[i].name,
         )
-        for i in map(int, chosen)
+        for group, i in chosen
     ]
+
+
+def _ends(table: FrameTable, i: int) -> torch.Tensor:
+    """uint8 [2, 3, S, S]."""
+    first = int(table.start[i])
+    return table.storage.get(torch.tensor([first, first + int(table.length[i]) - 1]))["pixels"]
 
 
 def validate(
@@ -67,7 +78,11 @@ def validation_loss(
 ) -> float:
     """The objective without penalties on the same sub-clips each time; this process's own."""
     sampler = VIPSampler(
-        table.start, table.length, self_transition=config["self_transition"], seed=0
+        table.start,
+        table.length,
+        self_transition=config["self_transition"],
+        stride=config["stride"],
+        seed=0,
     )
     index, info = sampler.sample(table.storage, 64)
     z = encoder(table.storage.get(index)["pixels"]).unflatten(0, (-1, 4))
@@ -84,16 +99,25 @@ def reward_calibration(encoder: VIPEncoder, table: FrameTable, most: int = 200) 
         ``reward_scale``: 1 / that distance, so that a success returns about 1; and
         ``typical_distance``. Empty where no clip is a success.
     """
-    clips = [
-        LabelledClip(torch.stack([c.frames[0], c.frames[-1]]), c.group, c.success)
-        for c in labelled_clips(table, most)
-        if c.success
-    ]
+    clips = [clip for clip in labelled_clips(table, most, ends=True) if clip.success]
     if not clips:
         return {}
     z = embed_clips(FrozenEncoder(encoder), clips)
     distance = float(np.median([np.linalg.norm(pair[0] - pair[1]) for pair in z]))
     return {"typical_distance": distance, "reward_scale": 1 / max(distance, 1e-8)}
+
+
+def marks_best(metrics: dict[str, float], name: str) -> float | None:
+    """The metric that marks the best, None without validation clips.
+
+    Raises:
+        ValueError: nothing measured has this name.
+    """
+    if name == "validation/voc" and name not in metrics:  # no two clips share a group
+        name = "validation/voc_own"
+    if metrics and name not in metrics:
+        raise ValueError(f"best={name}: choose one of {', '.join(sorted(metrics))}.")
+    return metrics.get(name)
 
 
 def plot_curves(metrics: Path, picture: Path) -> None:
@@ -107,6 +131,8 @@ def plot_curves(metrics: Path, picture: Path) -> None:
     with open(metrics, newline="") as file:
         for row in csv.DictReader(file):
             curves[row["metric"]].append((int(row["step"]), float(row["value"])))
+    if not curves:
+        return
     columns = 4
     figure, axes = plt.subplots(
         -(-len(curves) // columns),
