@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from clips import greys, ramp, write_folder
 from torchvision.io import write_png
 
+from torchrl_vip.data import video
 from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.data.video import decode_once, read_clip, write_video
 
@@ -63,14 +65,51 @@ def test_broken_clips_are_skipped_and_named_and_the_others_are_whole(tmp_path: P
     whole = write_video(tmp_path / "whole.mp4", ramp(9)).read_bytes()
     (source / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     (source / "empty.mp4").touch()
+    write_folder(source / "holes", 2)
+    noise = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
+    write_png(noise, str(source / "holes" / "1.png"))  # an ending of zeros is no chunk of a PNG
+    png = (source / "holes" / "1.png").read_bytes()
+    (source / "holes" / "1.png").write_bytes(png[:200] + bytes(len(png) - 200))
     (source / "text.mp4").write_text("Dear diary")
     table = decode(source, tmp_path / "cache")
-    bad = {"one_frame", "torn", "cut.mp4", "empty.mp4", "text.mp4"}
+    bad = {"holes", "one_frame", "torn", "cut.mp4", "empty.mp4", "text.mp4"}
     assert set(table.skipped) == bad
     assert all(str(source / name) in reason for name, reason in table.skipped.items())
     assert [clip.name for clip in table.clips] == ["good"]
     assert greys(table.clip_frames(0)) == [50, 60, 70]
-    assert set(decode(source, tmp_path / "cache").skipped) == bad  # remembered
+    assert set(decode(source, tmp_path / "cache").skipped) == bad
+
+
+def test_what_failed_once_is_tried_again(tmp_path: Path, monkeypatch) -> None:
+    write_folder(tmp_path / "clips" / "a", 3)
+    write_folder(tmp_path / "clips" / "b", 3, first=100)
+    read = video._try_read
+    for broken, readable in (("a", ["b"]), ("", ["a", "b"])):
+        monkeypatch.setattr(
+            video, "_try_read", lambda c, s, b=broken: "disk" if c.name == b else read(c, s)
+        )
+        table = decode(tmp_path / "clips", tmp_path / "cache")
+        assert [clip.name for clip in table.clips] == readable
+    assert [greys(table.clip_frames(i)) for i in range(2)] == [[0, 10, 20], [100, 110, 120]]
+
+
+def test_a_telephone_held_upright_films_upright(tmp_path: Path) -> None:
+    """Once decoded by PyAV or lazily by torchcodec, the picture is turned as the file says."""
+    ffmpeg = shutil.which("ffmpeg")
+    if ffmpeg is None:
+        pytest.skip("there is no ffmpeg to turn a video with")
+    frames = torch.zeros(3, 64, 96, 3, dtype=torch.uint8)
+    frames[:, :, :48] = 250  # the left half
+    lying, source = write_video(tmp_path / "lying.mp4", frames), tmp_path / "clips"
+    source.mkdir()
+    for name, turn in (("quarter", "90"), ("half", "180"), ("back", "270")):
+        turned = ["-c", "copy", "-metadata:s:v", f"rotate={turn}", str(source / f"{name}.mp4")]
+        subprocess.run([ffmpeg, "-v", "error", "-i", str(lying), *turned], check=True)
+    once = decode(source, tmp_path / "cache")
+    lazily = video.decode_lazily(find_clips(source), 8, progress=False)
+    for i in range(3):
+        a, b = once.clip_frames(i)[0].float(), lazily.clip_frames(i)[0].float()
+        assert (a - b).abs().mean() < 8, once.clips[i].name
 
 
 def test_nothing_readable_is_an_error_with_every_reason(tmp_path: Path) -> None:

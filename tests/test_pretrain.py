@@ -7,11 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from clips import greys, write_folder
 from networks import tiny_resnet_encoder
 
-from torchrl_vip.data.sources import Clip
+from torchrl_vip.data.sources import Clip, find_clips
+from torchrl_vip.data.video import decode_once
+from torchrl_vip.pretrain.check import check_resumed
 from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog
-from torchrl_vip.pretrain.trainer import freeze, make_schedule, split_clips, task_numbers
+from torchrl_vip.pretrain.trainer import (
+    freeze,
+    load_data,
+    make_schedule,
+    split_clips,
+    task_numbers,
+)
+from torchrl_vip.pretrain.validation import labelled_clips, marks_best
 from torchrl_vip.weights import CheckpointError
 
 CONFIG = Path(__file__).resolve().parents[1] / "torchrl_vip" / "pretrain" / "config.yaml"
@@ -127,6 +138,78 @@ def test_a_small_share_of_few_clips_still_validates_on_one_group() -> None:
     train, validation = split_clips(labelled(6, "group", 3), 0.01, [])
     assert (len(train), len(validation)) == (4, 2)
     assert split_clips(labelled(2, "group", 1), 0.01, [])[1] == []
+
+
+@pytest.mark.parametrize(
+    "task", ["door", "pick", "push", "window"]
+)  # some are drawn below any share
+def test_a_share_leaves_a_group_to_train_on(task: str) -> None:
+    clips = [Clip(Path(f"{i}.mp4"), f"{i}.mp4", {"task": task}) for i in range(6)]
+    assert len(split_clips(clips, 0.2, [])[0]) == 6
+    other = Clip(Path("a"), "a", {"task": "drawer"})
+    train, validation = split_clips([*clips, other], 0.999, [])
+    assert train and validation
+
+
+@pytest.mark.parametrize("values", [(["lab9"], []), (0.1, ["lab1", "lab9"])])
+def test_a_label_that_no_clip_has_is_an_error(values) -> None:
+    with pytest.raises(ValueError, match=r"no clip has a label \['lab9'\]"):
+        split_clips(labelled(8, "lab", 4), *values)
+
+
+def test_the_end_of_a_failure_is_nobodys_goal() -> None:
+    clips = [Clip(Path(f"{i}"), f"{i}", {"task": "a", "success": i != 1}) for i in range(3)]
+    first, failure, second = task_numbers(clips).tolist()
+    assert first == second != failure
+
+
+def test_a_run_goes_on_with_the_settings_it_began_with(tmp_path: Path) -> None:
+    began = tmp_path / "config.yaml"
+    config = {"lr": 1e-3, "gamma": 0.98, "steps": 10, "data": {"path": "a"}}
+    check_resumed(config, began)  # there is none yet
+    began.write_text(yaml.safe_dump(config))
+    check_resumed(config | {"steps": 20, "data": {"path": "b"}, "new": 1}, began)
+    with pytest.raises(ValueError, match="began with lr=0.001, not lr=1e-06: .*resume=false"):
+        check_resumed(config | {"lr": 1e-6}, began)
+
+
+def test_what_marks_the_best() -> None:
+    own = {"validation/voc_own": 0.5, "validation/loss": 1.0}
+    assert marks_best(own | {"validation/voc": 0.7}, "validation/voc") == 0.7
+    assert marks_best(own, "validation/voc") == 0.5
+    assert marks_best(own, "validation/loss") == 1.0
+    assert marks_best({}, "validation/voc") is None
+    with pytest.raises(ValueError, match="best=validation/vocc: choose one of validation/loss"):
+        marks_best(own, "validation/vocc")
+
+
+def test_whole_groups_are_validated_on(tmp_path: Path) -> None:
+    for i in range(12):
+        write_folder(tmp_path / "clips" / f"{i:02d}", 3, first=i)
+    clips = [
+        Clip(clip.path, clip.name, {"task": f"task{i // 3}", "success": i % 3 > 0})
+        for i, clip in enumerate(find_clips(tmp_path / "clips"))
+    ]
+    table = decode_once(clips, 8, tmp_path / "cache", progress=False)
+    assert len(labelled_clips(table, 100)) == 12
+    few = labelled_clips(table, 6)
+    assert [clip.group for clip in few] == ["task0"] * 3 + ["task3"] * 3
+    assert [clip.success for clip in few] == [False, True, True] * 2
+    (first, *_) = labelled_clips(table, 100, ends=True)
+    assert greys(first.frames) == [0, 20]
+
+
+def test_one_broken_validation_clip_is_no_end_of_a_run(tmp_path: Path, capsys) -> None:
+    write_folder(tmp_path / "clips" / "good", 3)
+    write_folder(tmp_path / "clips" / "one", 1)
+    one, good = sorted(find_clips(tmp_path / "clips"), key=lambda clip: clip.name == "good")
+    data = {"workers": 1, "decode": "once", "cache": None}
+    config = {"data": data, "progress": False, "out_dir": str(tmp_path / "run")}
+    table, validation = load_data(([good], [one]), 8, config)
+    assert len(table.clips) == 1 and validation is None
+    assert "no validation: none of 1 clips could be read" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="none of 1 clips"):
+        load_data(([one], []), 8, config)
 
 
 def test_held_out_clips_are_nowhere_and_a_list_chooses_the_validation() -> None:

@@ -71,6 +71,12 @@ def test_an_ego4d_manifest_gives_its_clips_as_long_as_it_says(tmp_path: Path) ->
         assert greys(read_clip(b, 8)) == [100, 110, 120, 130]
 
 
+def test_a_false_in_a_manifest_is_false(tmp_path: Path) -> None:
+    folder = write_ego4d(tmp_path)
+    (folder / "manifest.csv").write_text("path,len,success\nframes/a/,3,False\nframes/b/,4,true\n")
+    assert [clip.labels["success"] for clip in find_clips(folder)] == [False, True]
+
+
 @pytest.mark.parametrize("text", ["file,len\nx,3\n", "path,len\nx,three\n", "path,len\n", ""])
 def test_a_manifest_without_its_columns_is_an_error_that_names_it(tmp_path, text) -> None:
     (tmp_path / "manifest.csv").write_text(text)
