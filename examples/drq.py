@@ -51,11 +51,11 @@ class DrQConfig(Config):
     shift: int = arg(4, "random shifts of the frames are up to so many pixels")
     batch_size: int = arg(128, "transitions an update")
     updates_per_step: float = arg(0.5, "updates per environment step")
-    n_steps: int = arg(3, "rewards summed before bootstrapping, steps")
+    n_steps: int = arg(3, "rewards summed before bootstrapping, actions")
     features: int = arg(50, "width of the bottleneck behind the convolutions")
     hidden: int = arg(256, "width of the networks' two layers")
     lr: float = arg(3e-4, "Adam's learning rate")
-    gamma: float = arg(0.99, "discount a step")
+    gamma: float = arg(0.99, "discount an action")
     tau: float = arg(0.01, "step of the target networks towards the critics, an update")
     noise_steps: int = arg(20_000, "environment steps in which the noise fades from 1 to 0.1")
     buffer_size: int = arg(50_000, "transitions kept; 25 kB each from pixels")
@@ -238,7 +238,7 @@ def main() -> None:
     for batch in workers.batches(collector):
         buffer.extend(batch.select(*stored))
         steps = run.advance(len(batch))
-        noise.step(len(batch))
+        noise.step(steps)
         losses = {}
         if run.step >= cfg.warmup:
             for _ in range(int(cfg.updates_per_step * steps)):

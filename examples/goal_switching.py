@@ -40,7 +40,7 @@ class GoalConfig(Config):
     lr: float = arg(3e-4, "Adam's learning rate")
     alpha: float = arg(0.05, "weight of the entropy at the start; tuned to an entropy of -actions")
     alpha_lr: float = arg(3e-3, "Adam's learning rate of the logarithm of that weight")
-    gamma: float = arg(0.99, "discount a step")
+    gamma: float = arg(0.99, "discount an action")
     tau: float = arg(0.005, "step of the target networks towards the critics, an update")
     buffer_size: int = arg(100_000, "transitions kept, 8 kB each")
 

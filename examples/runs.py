@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -99,6 +100,9 @@ class Run:
             sys.exit(
                 f"error: {self.folder} has a run: --resume continues it, or give another --out"
             )
+        if not cfg.resume:
+            for log in ("csv", "tensorboard"):  # of a run without a checkpoint; loggers append
+                shutil.rmtree(self.folder / log, ignore_errors=True)
         (self.folder / "videos").mkdir(parents=True, exist_ok=True)
         (self.folder / "config.json").write_text(json.dumps(asdict(cfg), indent=2))
         self._loggers = [
@@ -114,11 +118,12 @@ class Run:
         if not self._checkpoint.exists():
             sys.exit(f"error: --resume, but there is no {self._checkpoint}")
         began = json.loads((self.folder / "config.json").read_text())
+        # a flag that is younger than the run had what is its default now
+        began = asdict(type(self.cfg)()) | began
         changed = {
             name: (began[name], value)
             for name, value in asdict(self.cfg).items()
-            # a flag that is younger than the run had what is its default now
-            if name not in CHANGEABLE and began.get(name, getattr(type(self.cfg), name)) != value
+            if name not in CHANGEABLE and began[name] != value
         }
         if changed:
             sys.exit(f"error: the run began with other flags (then, now): {changed}")

@@ -18,7 +18,7 @@ pytest.importorskip("dm_control", reason='pip install "torchrl-vip[dm]"')
 
 from torchrl.envs.utils import check_env_specs  # noqa: E402
 
-from torchrl_vip.envs import load_suite, metaworld, named  # noqa: E402
+from torchrl_vip.envs import load_suite, metaworld, named, simulator  # noqa: E402
 from torchrl_vip.envs.simulator import ends_solved, play  # noqa: E402
 
 TASK = {"fetch": "fetch-push", "dm_manipulation": "lift_brick_vision", "adroit": "adroit-door"}
@@ -268,7 +268,13 @@ def test_fetch_goal_rules(task: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suite", "task"), [("fetch", "fetch-pick-and-place"), ("metaworld", "drawer-open-v3")]
+    ("suite", "task"),
+    [
+        ("fetch", "fetch-pick-and-place"),
+        ("fetch", "fetch-lift"),
+        ("metaworld", "drawer-open-v3"),
+        ("metaworld", "bin-picking-v3"),  # whose reward remembers its first step
+    ],
 )
 def test_it_goes_on_bit_for_bit_from_a_saved_state_in_another_simulator(suite, task) -> None:
     sims = [load_suite(suite).SIMULATOR(task, image_size=32) for _ in range(2)]
@@ -278,13 +284,90 @@ def test_it_goes_on_bit_for_bit_from_a_saved_state_in_another_simulator(suite, t
         sims[0].step(action)
     state = sims[0].get_state()
     ends = []
-    for sim in sims:
-        sim.set_state(state)
+    for sim, restored in ((sims[0], False), (sims[0], True), (sims[1], True)):
+        if restored:
+            sim.set_state(state)
         rewards = [sim.step(action)[1] for action in actions[12:]]
         ends.append((rewards, sim.get_state(), sim.render().copy()))
+    for sim in sims:
         sim.close()
-    for one, other in zip(*ends, strict=True):
+    for never_left, one, other in zip(*ends, strict=True):
+        np.testing.assert_array_equal(never_left, one)
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_script_leaves_what_it_reads_alone() -> None:
+    with closing(load_suite("metaworld").SIMULATOR("door-close-v3", image_size=16)) as sim:
+        state = sim.reset(0)
+        before, act = state.copy(), sim.script()
+        for t in range(3):
+            act(state, t)
+        np.testing.assert_array_equal(state, before)
+
+
+def test_a_closed_environment_has_freed_its_renderer() -> None:
+    env = load_suite("fetch").make_env("fetch-reach", image_size=16)
+    env.rollout(1)
+    sim = env.sim
+    assert sim in simulator._open
+    env.close()
+    assert sim not in simulator._open
+    env.close()
+
+
+class Counted:
+    """Solved from step ``at`` on; counts its steps of standing still."""
+
+    ACTION_SIZE = 1
+
+    def __init__(self, at: int) -> None:
+        self.at, self.t, self.stood = at, 0, 0
+
+    def reset(self, seed: int) -> np.ndarray:
+        return np.zeros(1)
+
+    def render(self) -> np.ndarray:
+        return np.zeros((1, 1, 3), np.uint8)
+
+    def still(self, action: np.ndarray) -> np.ndarray:
+        self.stood += 1
+        return action
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
+        self.t += 1
+        return np.zeros(1), 0.0, self.t > self.at
+
+
+@pytest.mark.parametrize("at", [0, 3, 12, 40])
+def test_an_episode_settles_and_rests_however_early_it_is_solved(at: int) -> None:
+    sim = Counted(at)
+    played = simulator.play(sim, lambda state, t: np.ones(1), 0, settle=10, rest=20)
+    assert len(played.success) - 1 - at == 30 and sim.stood == 20
+
+
+def test_a_goal_stack_is_where_dm_control_builds_it_after_many_resets() -> None:
+    suite = load_suite("dm_manipulation")
+    with closing(suite.SIMULATOR("stack_3_bricks_vision", image_size=32)) as sim:
+        frames = []
+        for seed in (3, 9, 3):
+            sim.reset(seed)
+            frames.append(sim.render().copy())
+        np.testing.assert_array_equal(frames[0], frames[2])
+        bind = sim.env.physics.bind
+        frame = suite._dm_control()[2].get_attachment_frame
+        hints = [bind(frame(b.mjcf_model)).xpos for b in sim.env.task._goal_hint_bricks]
+        np.testing.assert_allclose(hints, [[0.2, 0.1, 0.0192 * i] for i in range(3)], atol=1e-3)
+
+
+def test_a_seed_repeats_the_picture_of_a_gymnasium_environment() -> None:
+    frames = []
+    for _ in range(3):
+        env = named.make_env("Ant-v5", image_size=32, seed=0)
+        frames.append(env.reset()["pixels"].int())
+        env.close()
+    assert all((frame - frames[0]).abs().max() < 3 for frame in frames)
+    with pytest.raises(ValueError, match="unknown camera 'nope'.*track"):
+        named.make_env("Ant-v5", cameras="nope", image_size=32)
 
 
 def test_an_action_is_held_for_frame_skip_steps() -> None:

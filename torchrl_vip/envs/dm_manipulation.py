@@ -108,6 +108,12 @@ class ManipulationSim(Simulator):
 
     def reset(self, seed: int) -> np.ndarray:
         self.env.random_state.seed(int(seed))
+        # dm_control moves the goal's bricks on from where they are and relies on a fresh compilation
+        for brick in (
+            getattr(self.env.task, "_goal_hint_bricks", ()) if self.model is not None else ()
+        ):
+            frame = self.env.physics.bind(_dm_control()[2].get_attachment_frame(brick.mjcf_model))
+            frame.pos, frame.quat = 0.0, [1.0, 0.0, 0.0, 0.0]
         order = getattr(self.env.task, "_initial_order", None)
         if order is not None:
             order.sort()  # it is shuffled in place: else the last episode would matter

@@ -127,8 +127,13 @@ class FetchSim(Simulator):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
         action = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
-        observation, reward, _, _, info = self.env.step(action)
-        return self._read(observation), float(reward), bool(info["is_success"])
+        _, reward, _, _, info = self.env.step(action)
+        # A step leaves bodies where they were before its last substep, and the next one's target is
+        # computed from there: a restored state, which knows positions only, would go on from elsewhere.
+        physics = self._get_physics()
+        mujoco.mj_forward(self.model, self.data)
+        self._set_physics(physics)  # forward overwrites the solver's warm start
+        return self._read(self.env._get_obs()), float(reward), bool(info["is_success"])
 
     def get_state(self) -> np.ndarray:
         return np.concatenate([self._get_physics(), self.env.goal])

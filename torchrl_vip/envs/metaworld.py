@@ -97,18 +97,21 @@ class MetaWorldSim(Simulator):
         return self.full_state, float(reward), bool(info["success"])
 
     def get_state(self) -> np.ndarray:
-        return np.concatenate(
-            [[self.seed], self.env._prev_obs, self.full_state, self._get_physics()]
-        )
+        # of bin-picking's reward, from its first step on
+        scale = getattr(self.env, "_target_to_obj_init", None)
+        kept = [self.seed, np.nan if scale is None else scale]
+        return np.concatenate([kept, self.env._prev_obs, self.full_state, self._get_physics()])
 
     def set_state(self, state: np.ndarray) -> np.ndarray:
         if int(state[0]) != self.seed:  # what a reset draws is in the model and in many attributes
             self.reset(int(state[0]))
-        self.env._prev_obs, self.full_state = state[1:19].copy(), state[19:58].astype(np.float32)
-        self._set_physics(state[58:])
+        if hasattr(self.env, "_target_to_obj_init"):
+            self.env._target_to_obj_init = None if np.isnan(state[1]) else float(state[1])
+        self.env._prev_obs, self.full_state = state[2:20].copy(), state[20:59].astype(np.float32)
+        self._set_physics(state[59:])
         mujoco.mj_forward(self.model, self.data)
         # forward overwrites the solver's warm start, which the next step begins with
-        self._set_physics(state[58:])
+        self._set_physics(state[59:])
         return self.full_state
 
     def state(self) -> np.ndarray:
@@ -117,7 +120,7 @@ class MetaWorldSim(Simulator):
     def script(self) -> Act:
         """Meta-World's own controller, a fresh one: some keep state between steps."""
         policy = _metaworld().policies.ENV_POLICY_MAP[self.task]()
-        return lambda state, t: policy.get_action(state)
+        return lambda state, t: policy.get_action(np.array(state))  # the doors' add to it in place
 
     def still(self, action: np.ndarray) -> np.ndarray:
         return np.array([0.0, 0.0, 0.0, action[3]])

@@ -124,7 +124,9 @@ def _gym(task: str, camera: str | int | None, image_size: int | None, device: An
     if camera is not None:
         options["camera_name" if isinstance(camera, str) else "camera_id"] = camera
     try:
-        return GymEnv(task, from_pixels=True, pixels_only=False, device=device, **options)
+        env = GymEnv(task, from_pixels=True, pixels_only=False, device=device, **options)
+        _aim(env._env.unwrapped, camera)
+        return env
     except gymnasium.error.UnregisteredEnv as error:
         raise ValueError(
             f"unknown environment {task!r}: no task of dm_control, and gymnasium says: {error}"
@@ -135,6 +137,21 @@ def _gym(task: str, camera: str | int | None, image_size: int | None, device: An
             f"{task!r} takes no camera and draws frames of its own size only ({error}): leave "
             "cameras= and image_size= out; VIPTransform takes any size"
         ) from error
+
+
+def _aim(env: Any, camera: str | int | None) -> None:
+    """Points gymnasium's free camera at the first state of the model, not at whatever state it was first
+    used in: else no seed repeats a picture."""
+    drawn = getattr(env, "mujoco_renderer", None)
+    if drawn is None:
+        return
+    names = [env.model.camera(i).name for i in range(env.model.ncam)]
+    if isinstance(camera, str) and camera not in names:
+        raise ValueError(f"unknown camera {camera!r}; choose from {names}")
+    if drawn.viewer is not None and camera is None:
+        env.set_state(env.init_qpos, env.init_qvel)
+        drawn.viewer._init_camera()
+        drawn._set_cam_config()
 
 
 def _dm_control_tasks() -> tuple[tuple[str, str], ...]:

@@ -363,7 +363,7 @@ def play(
     frames = [sim.render().copy()]
     action = np.zeros(sim.ACTION_SIZE)
     for t in range(steps):
-        settled = settle is not None and any(success[: len(success) - settle])
+        settled = settle is not None and any(success[: max(0, len(success) - settle)])
         still = settled or (hold and any(success))
         action = sim.still(action) if still else act(state, t)
         state, own_reward, solved = sim.step(action)
@@ -371,7 +371,7 @@ def play(
         reward.append(own_reward)
         if (t + 1) % stride == 0:
             frames.append(sim.render().copy())
-        if settle is not None and any(success[: len(success) - settle - rest]):
+        if settle is not None and any(success[: max(0, len(success) - settle - rest)]):
             break
     return Episode(np.stack(frames), np.array(success), np.array(reward, np.float32))
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import mujoco
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from torchrl_vip.envs.simulator import Simulator
 from torchrl_vip.planning.registration import FoundRobot, place
@@ -56,9 +58,10 @@ def find_contact(
 ) -> Contact | None:
     """What the goal image shows moved by one hinge or slide, and where the robot touches it.
 
-    Every object is drawn at ``values`` places over its joint's range, without the robot, then the nearest
-    one at as many between its neighbours. Pixels in which the goal image shows the robot are not compared.
-    Joints that the model couples move together.
+    Every object is drawn at ``values`` places over its joint's range, without the robot. The one that has
+    moved is the one whose move takes away the largest share of the distance to the goal image, compared where
+    the move changes the picture and the goal image does not show the robot. It is then drawn at as many
+    places between the neighbours of the nearest one. Joints that the model couples move together.
 
     Args:
         sim: at the start of the episode; it is left as it was.
@@ -68,7 +71,7 @@ def find_contact(
         distance: of frames to the goal image.
 
     Returns:
-        None where the scene is nearest to the goal image as it stands, or nothing in it has a hinge or slide.
+        None where no move brings the scene nearer to the goal image, or nothing in it has a hinge or slide.
 
     Raises:
         ValueError: a suite that knows no robot; an unknown camera.
@@ -76,31 +79,34 @@ def find_contact(
     """
     state, here, model = sim.get_state(), sim.data.qpos.copy(), sim.model
 
-    def away(tried: list[np.ndarray]) -> np.ndarray:
-        """Distances of positions [nq] of everything."""
+    def pictures(thing: list[int], places: np.ndarray) -> np.ndarray:
+        """Of a thing moved to V places, [V, H, W, 3]."""
         frames = []
-        for qpos in tried:
-            place(sim, qpos)
+        for value in places:
+            place(sim, _moved(model, here, thing, value))
             frames.append(sim.layer(camera, robot=False)[0])
-        return distance(np.where(robot.pixels[..., None], goal, np.stack(frames)))
+        return np.stack(frames)
 
     try:
-        things = _things(sim)
-        ranges = [np.linspace(*model.jnt_range[thing[0]], values) for thing in things]
-        tried = [
-            _moved(model, here, t, v) for t, vs in zip(things, ranges, strict=True) for v in vs
-        ]
-        distances = away([here, *tried])
-        best = distances.argmin()
-        if best == 0:
+        place(sim, here)
+        now = sim.layer(camera, robot=False)[0].copy()
+        most, found = 0.0, None
+        for thing in _things(sim):
+            places = np.linspace(*model.jnt_range[thing[0]], values)
+            frames = np.concatenate([now[None], pictures(thing, places)])
+            compared = _grown((frames != now).any((0, -1))) & ~robot.pixels
+            first, *away = distance(np.where(compared[..., None], frames, goal))
+            gain = 1 - min(away) / first if first > 0 else 0.0
+            if gain > most:
+                most, found = gain, (thing, places[np.argmin(away)], compared)
+        if found is None:
             return None
-        thing, value = (
-            things[(best - 1) // values],
-            ranges[(best - 1) // values][(best - 1) % values],
-        )
-        step = np.ptp(model.jnt_range[thing[0]]) / (values - 1)
-        finer = np.linspace(value - step, value + step, values).clip(*model.jnt_range[thing[0]])
-        value = finer[away([_moved(model, here, thing, v) for v in finer]).argmin()]
+        thing, value, compared = found
+        low, high = model.jnt_range[thing[0]]
+        step = (high - low) / (values - 1)
+        places = np.linspace(value - step, value + step, values).clip(low, high)
+        frames = pictures(thing, places)
+        value = places[distance(np.where(compared[..., None], frames, goal)).argmin()]
         place(sim, _moved(model, robot.qpos, thing, value))
         part, body = _nearest(sim, {int(model.jnt_bodyid[joint]) for joint in thing})
         frame = sim.data.xmat[body].reshape(3, 3)
@@ -108,6 +114,13 @@ def find_contact(
         return Contact(model.joint(thing[0]).name, float(value), body, part, offset)
     finally:
         sim.set_state(state)
+
+
+def _grown(pixels: np.ndarray, by: int = 4) -> np.ndarray:
+    """Pixels [H, W] and those around them: a network sees an edge better than what is beside it."""
+    size = 2 * by + 1
+    grown = F.max_pool2d(torch.from_numpy(pixels).float()[None], size, stride=1, padding=by)
+    return grown[0].bool().numpy()
 
 
 def _things(sim: Simulator) -> list[list[int]]:
