@@ -1,5 +1,6 @@
 """One encoder for several workers: the same embeddings, joint batches, and no hang."""
 
+import copy
 import functools
 import os
 import signal
@@ -9,6 +10,7 @@ import pytest
 import torch
 from envs import LEVEL, STEP, CountingEncoder, GreyEnv, grey
 from networks import images, trained_encoder
+from tensordict import TensorDict
 from torchrl.collectors import MultiSyncCollector
 from torchrl.envs import ParallelEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
@@ -46,6 +48,28 @@ def test_specs_hold_with_one_environment(server) -> None:
     check_env_specs(env)
     reward = env.rollout(3)["next", "reward"].flatten()
     torch.testing.assert_close(reward, torch.full((3,), STEP * LEVEL), atol=1e-5, rtol=1e-4)
+
+
+def test_a_worker_that_is_started_again_takes_no_stale_answer() -> None:
+    with EncoderServer(CountingEncoder(), timeout=5) as server:
+        client = server.client()
+        for level, timed_out in ((100, True), (10, False), (20, False)):
+            worker = as_another_process(client)
+            if timed_out:
+                worker._own_numbers()
+                worker._client.submit(TensorDict(pixels=grey(level, 1, 3, 8, 8)))  # and dies
+                continue
+            expected = FrozenEncoder(CountingEncoder())(grey(level))
+            torch.testing.assert_close(worker(grey(level)), expected)
+
+
+def as_another_process(client):
+    """The client as another process would have it: its number again, no answers of before."""
+    other = copy.copy(client)
+    other.__dict__ = dict(client.__dict__, _process=-1)
+    other._client = copy.copy(client._client)
+    other._client._buffered = {}
+    return other
 
 
 def test_workers_share_the_servers_encoder() -> None:
