@@ -61,11 +61,12 @@ class Episode(NamedTuple):
     beside_robot: float = 0.0
     combine: str = "start"
     contact: float = 0.0
+    read_goal: bool = False
 
     def views(self) -> dict[str, float]:
         """The cameras that its candidates are drawn by, and the weight of each one's distance."""
         cameras = CAMERAS if self.camera == SUMMED else (self.camera,)
-        if self.contact:
+        if self.contact or self.read_goal:
             return {camera + WITHOUT_ROBOT: 1.0 for camera in cameras}
         views = dict.fromkeys(cameras, 1.0)
         if weight := self.without_robot or self.beside_robot:
@@ -83,6 +84,7 @@ class Episode(NamedTuple):
             + [f"{self.without_robot:g} x without the robot"] * (self.without_robot != 0)
             + [f"{self.beside_robot:g} x beside the robot"] * (self.beside_robot != 0)
             + [f"beside the robot, {self.contact:g} x contact"] * (self.contact != 0)
+            + ["goal read from the image"] * self.read_goal
             + ["in deviations"] * (self.combine == "deviation" and not self.contact)
             + [f"smoothness {self.smoothness:g}"] * (self.smoothness != 0)
             + [f"drawn at {self.image_size}²"] * (self.image_size != 160)
@@ -226,7 +228,8 @@ def begin(
     views, weights = zip(*episode.views().items(), strict=True)
     start, decoy, *ends = pictures(sim, positions, views)
     goals, hidden = np.stack(ends[: episode.goals]), None
-    if episode.beside_robot or episode.contact:
+    reads = episode.contact or episode.read_goal
+    if episode.beside_robot or reads:
         # There is one picture of the goal a camera, with the robot in it: frames without the robot are
         # compared with that one too, but for the pixels in which it shows the robot.
         cameras = [
@@ -238,7 +241,7 @@ def begin(
         hidden = np.zeros((len(views), *goals.shape[2:4]), bool)
         hidden[-len(cameras) :] = [robot.pixels for robot in robots]
     judge = Judge(embed, goals, start, weights, hidden, episode.combine)
-    if episode.contact:
+    if reads:
         judge.contact = find_contact(
             sim,
             goals[0, 0],
@@ -305,6 +308,9 @@ def play(
     def observe(candidate: PlanningSim, _: float) -> float | np.ndarray:
         if judge is None:
             return candidate.reward()
+        if episode.read_goal:  # as the true reward, with what the image tells of the goal
+            data = candidate.data
+            return -5.0 * contact.joint_error(data) - contact.distance(data) if contact else 0.0
         began = time.perf_counter()
         moved = np.abs(candidate.data.qpos[ARM:] - now).max() > STILL
         frames = frames_now.copy()
@@ -323,7 +329,7 @@ def play(
         seen = rollout(candidates, state, actions, observe, last=drawn)
         clock["rollouts"] += time.perf_counter() - began
         jerks = np.square(np.diff(actions, axis=1)).mean((1, 2))
-        if judge is not None:
+        if judge is not None and not episode.read_goal:
             far = np.reshape(touch, seen.shape[:-4]) if touch else None
             seen = judge.compare(seen, far, episode.contact)
         return score(seen, episode.score) - unit * jerks

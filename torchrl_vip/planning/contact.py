@@ -30,6 +30,7 @@ class Contact(NamedTuple):
     Attributes:
         joint: name of the hinge or slide that the object moves by.
         value: where the goal image shows it, in radians or m.
+        span: of the joint, likewise.
         body: number of the object's body.
         part: number of the robot's body that is nearest to it in the goal image.
         offset: that one's position in the object's frame, [3] (m).
@@ -37,9 +38,14 @@ class Contact(NamedTuple):
 
     joint: str
     value: float
+    span: float
     body: int
     part: int
     offset: np.ndarray
+
+    def joint_error(self, data: mujoco.MjData) -> float:
+        """How far the object is from where the goal image shows it, in parts of the joint's span."""
+        return abs(float(data.joint(self.joint).qpos[0]) - self.value) / self.span
 
     def distance(self, data: mujoco.MjData) -> float:
         """How far the robot's part is from where it belongs on the object (m)."""
@@ -111,7 +117,8 @@ def find_contact(
         part, body = _nearest(sim, {int(model.jnt_bodyid[joint]) for joint in thing})
         frame = sim.data.xmat[body].reshape(3, 3)
         offset = frame.T @ (sim.data.xpos[part] - sim.data.xpos[body])
-        return Contact(model.joint(thing[0]).name, float(value), body, part, offset)
+        name, span = model.joint(thing[0]).name, float(high - low)
+        return Contact(name, float(value), span, body, part, offset)
     finally:
         sim.set_state(state)
 
