@@ -29,13 +29,11 @@ the distances of the three cameras, each in parts of its first one, as the value
 --without-robot W adds W x the distance of frames without the robot, goal image included, in the same way.
 --beside-robot W adds W x the distance of frames without the robot to the one goal image as it is, but for the
 pixels in which that shows the robot: they are found by drawing the robot until it looks the same.
---contact W looks at frames without the robot alone, compared like that. What the goal image shows moved is
-found by moving each thing in the simulator until the embedding is nearest to it, and W x the distance of the
-robot from touching that thing, as it does in the goal image, is added, both in parts of their standard
-deviation over the candidates.
---read-goal reads the goal image like that once and plans on what it says, as the true reward does on the
-truth: -5 x how far the thing is from where the image shows it, in parts of its joint's range, - the distance
-(m) of the robot from touching it. The embedding judges no candidate then.
+--read-goal reads once what the goal image shows moved, how far, and where the robot touches it: the robot is
+found in it, then each thing is moved in the simulator until the embedding is nearest to the image beside the
+robot. A trajectory's score is made of that, as the true reward is of the truth: -5 x how far the thing is
+from there, in parts of its joint's range, - the distance (m) of the robot from touching it. The embedding
+judges no candidate then.
 --combine deviation adds distances in parts of their standard deviation over the candidates instead.
 --score: minus the last distance, the last step's reward (what the distance fell by), or minus the sum of
 all. --blur is FrozenEncoder's, for every network. --smoothness W takes W x mean squared change of the
@@ -165,7 +163,6 @@ def wanted(args: argparse.Namespace, encoders: dict[str, Encoder]) -> list[Episo
                 without_robot=args.without_robot,
                 beside_robot=args.beside_robot,
                 combine=args.combine,
-                contact=args.contact,
                 read_goal=args.read_goal,
             )
             if isinstance(encoder.embed, FrozenEncoder):
@@ -342,11 +339,6 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         "it, beside 1 of those with it (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--contact", type=float, default=0.0, metavar="W",
-        help="frames without the robot alone, compared where the goal image does not show it, and W times "
-        "how far the robot is from touching what the goal image shows moved (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
         "--read-goal", action="store_true",
         help="what the goal image shows moved, how far, and where the robot touches it, is read by the "
         "embedding's distance once; the planner's score is made of that, and no candidate is drawn",
@@ -384,20 +376,16 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(
             "--beside-robot takes one goal image with the robot: no --without-robot, --goals 1"
         )
-    one_image = args.contact or args.read_goal
-    if one_image and (
+    if args.read_goal and (
         args.beside_robot or args.without_robot or args.goals > 1 or args.cameras_summed
     ):
         parser.error(
-            "--contact and --read-goal take one goal image of one camera: no --beside-robot, "
-            "--without-robot, --cameras-summed, --goals 1"
+            "--read-goal takes one goal image of one camera: no --beside-robot, --without-robot, "
+            "--cameras-summed, --goals 1"
         )
-    if args.contact and args.read_goal:
-        parser.error("--read-goal scores the contact anyway: no --contact")
-    if args.smoothness and (args.combine == "deviation" or one_image):
+    if args.smoothness and (args.combine == "deviation" or args.read_goal):
         parser.error(
-            "--smoothness is in parts of the first distance: no --combine deviation, --contact or "
-            "--read-goal"
+            "--smoothness is in parts of the first distance: no --combine deviation, no --read-goal"
         )
     if unknown := set(args.tasks) - set(list_tasks()):
         parser.error(f"unknown tasks {sorted(unknown)}; choose from {list_tasks()}")

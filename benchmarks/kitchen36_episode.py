@@ -18,11 +18,11 @@ from torchrl_vip.envs.kitchen import CAMERAS, Demonstration, KitchenSim, demonst
 from torchrl_vip.envs.simulator import WITHOUT_ROBOT
 from torchrl_vip.planning import (
     MPPI,
-    Contact,
     FoundRobot,
-    find_contact,
+    GoalReading,
     find_robot,
     in_deviations,
+    read_goal,
     rollout,
 )
 from torchrl_vip.planning.demonstrate import PlanningSim
@@ -60,13 +60,12 @@ class Episode(NamedTuple):
     without_robot: float = 0.0
     beside_robot: float = 0.0
     combine: str = "start"
-    contact: float = 0.0
     read_goal: bool = False
 
     def views(self) -> dict[str, float]:
         """The cameras that its candidates are drawn by, and the weight of each one's distance."""
         cameras = CAMERAS if self.camera == SUMMED else (self.camera,)
-        if self.contact or self.read_goal:
+        if self.read_goal:
             return {camera + WITHOUT_ROBOT: 1.0 for camera in cameras}
         views = dict.fromkeys(cameras, 1.0)
         if weight := self.without_robot or self.beside_robot:
@@ -83,9 +82,8 @@ class Episode(NamedTuple):
             + ["cameras summed"] * (self.camera == SUMMED)
             + [f"{self.without_robot:g} x without the robot"] * (self.without_robot != 0)
             + [f"{self.beside_robot:g} x beside the robot"] * (self.beside_robot != 0)
-            + [f"beside the robot, {self.contact:g} x contact"] * (self.contact != 0)
             + ["goal read from the image"] * self.read_goal
-            + ["in deviations"] * (self.combine == "deviation" and not self.contact)
+            + ["in deviations"] * (self.combine == "deviation")
             + [f"smoothness {self.smoothness:g}"] * (self.smoothness != 0)
             + [f"drawn at {self.image_size}²"] * (self.image_size != 160)
             + [f"blurred by {self.blur:g}"] * (self.blur != 0)
@@ -132,7 +130,7 @@ class Judge:
         combine: one of COMBINE, for :meth:`compare`.
 
     Attributes:
-        contact: where the robot is to touch what it is to move, if that counts as well.
+        reading: what the goal image says, where that is asked for and it says anything.
     """
 
     def __init__(
@@ -147,7 +145,7 @@ class Judge:
         self.embed, self.combine, self.seconds = embed, combine, 0.0
         self.hidden, self.goal = None if hidden is None else hidden[..., None], goals[0]
         self.weights = weights
-        self.contact: Contact | None = None
+        self.reading: GoalReading | None = None
         self.z_goal = embedded(embed, goals).mean(0)
         self.scale = scale_of(self._embed(start), self.z_goal, weights)
         self.first = -float(self(start))
@@ -156,19 +154,11 @@ class Judge:
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         return -(self.distances(frames) * self.scale.numpy()).sum(-1)
 
-    def compare(self, frames: np.ndarray, touch: np.ndarray | None = None, weight: float = 1.0):
-        """The same for candidates that are chosen among, which combine="deviation" is of.
-
-        Args:
-            touch: how far each is from touching what is to be moved, [*N] (m); counted ``weight`` times.
-        """
-        if touch is None and self.combine == "start":
+    def compare(self, frames: np.ndarray) -> np.ndarray:
+        """The same for candidates that are chosen among, which combine="deviation" is of."""
+        if self.combine == "start":
             return self(frames)
-        distances, weights = self.distances(frames), self.weights or [1.0] * frames.shape[-4]
-        if touch is not None:
-            distances = np.concatenate([distances, touch[..., None]], -1)
-            weights = [*weights, weight]
-        return -in_deviations(distances, weights)
+        return -in_deviations(self.distances(frames), self.weights)
 
     def distances(self, frames: np.ndarray) -> np.ndarray:
         """[*N, V] in embedding units."""
@@ -228,8 +218,7 @@ def begin(
     views, weights = zip(*episode.views().items(), strict=True)
     start, decoy, *ends = pictures(sim, positions, views)
     goals, hidden = np.stack(ends[: episode.goals]), None
-    reads = episode.contact or episode.read_goal
-    if episode.beside_robot or reads:
+    if episode.beside_robot or episode.read_goal:
         # There is one picture of the goal a camera, with the robot in it: frames without the robot are
         # compared with that one too, but for the pixels in which it shows the robot.
         cameras = [
@@ -241,8 +230,8 @@ def begin(
         hidden = np.zeros((len(views), *goals.shape[2:4]), bool)
         hidden[-len(cameras) :] = [robot.pixels for robot in robots]
     judge = Judge(embed, goals, start, weights, hidden, episode.combine)
-    if reads:
-        judge.contact = find_contact(
+    if episode.read_goal:
+        judge.reading = read_goal(
             sim,
             goals[0, 0],
             cameras[0],
@@ -301,23 +290,19 @@ def play(
     drawn = SCORES[episode.score]
     with_robot = [view for view in views if not view.endswith(WITHOUT_ROBOT)]
     now = frames_now = None  # the objects, and how the simulator that acts sees them
-    contact = None if judge is None else judge.contact
-    touch: list[float] = []  # of the candidates, how far each is from the contact
+    reading = None if judge is None else judge.reading
     clock = dict.fromkeys(("rollouts", "rendering"), 0.0)
 
     def observe(candidate: PlanningSim, _: float) -> float | np.ndarray:
         if judge is None:
             return candidate.reward()
-        if episode.read_goal:  # as the true reward, with what the image tells of the goal
-            data = candidate.data
-            return -5.0 * contact.joint_error(data) - contact.distance(data) if contact else 0.0
+        if episode.read_goal:
+            return 0.0 if reading is None else reading.score(candidate.data)
         began = time.perf_counter()
         moved = np.abs(candidate.data.qpos[ARM:] - now).max() > STILL
         frames = frames_now.copy()
         if with_robot:
             frames[: len(with_robot)] = candidate.look(with_robot)
-        if contact is not None:
-            touch.append(contact.distance(candidate.data))
         if moved and len(views) > len(with_robot):
             frames[len(with_robot) :] = candidate.look(views[len(with_robot) :])
         clock["rendering"] += time.perf_counter() - began
@@ -325,14 +310,11 @@ def play(
 
     def evaluate(state: np.ndarray, actions: np.ndarray) -> np.ndarray:
         began = time.perf_counter()
-        touch.clear()
         seen = rollout(candidates, state, actions, observe, last=drawn)
         clock["rollouts"] += time.perf_counter() - began
         jerks = np.square(np.diff(actions, axis=1)).mean((1, 2))
-        if judge is not None and not episode.read_goal:
-            far = np.reshape(touch, seen.shape[:-4]) if touch else None
-            seen = judge.compare(seen, far, episode.contact)
-        return score(seen, episode.score) - unit * jerks
+        judged = judge is not None and not episode.read_goal
+        return score(judge.compare(seen) if judged else seen, episode.score) - unit * jerks
 
     planner = MPPI(9, horizon=HORIZON, trajectories=episode.trajectories, seed=episode.seed)
     curve, rewards, solved, planning = [], [], [], 0.0
@@ -355,7 +337,7 @@ def play(
     taken = len(solved)
     return episode._asdict() | {
         "weights": encoder.weights,
-        "contact_joint": None if contact is None else contact.joint,
+        "read_joint": None if reading is None else reading.joint,
         "success": solved[-1],
         "touched": any(solved),
         "steps": taken,

@@ -2,7 +2,7 @@ r"""Plan to a goal image with MPPI on the real simulator, and draw what the plan
 
     python examples/mppi.py --task sdoor_open --out plan            # about a minute on two cores
     python examples/mppi.py --task light_on --camera right_cam --start 0 --steps 100
-    python examples/mppi.py --task ldoor_close --contact
+    python examples/mppi.py --task ldoor_close --read-goal
     python examples/mppi.py --suite fetch --task fetch-push
     python examples/mppi.py --suite metaworld --task door-close-v3 --frame-skip 2 \
         --camera corner4+corner4/no-robot
@@ -14,8 +14,9 @@ whose simulator saves its state will do. Several cameras, joined by +, are embed
 their distances added in parts of what each was at the start; one whose name ends in "/no-robot" sees the
 scene, and the goal, without the robot. --beside-robot needs no such goal: it finds the robot in the goal
 image, by drawing it until it looks the same, and also compares frames without the robot to the rest.
---contact compares these alone, and finds what the goal image shows moved, by moving each thing in the
-simulator: the robot is to touch that as it does in the goal image.
+--read-goal reads once what the goal image shows moved, how far, and where the robot touches it, by moving
+each thing in the simulator until the embedding is nearest; candidates are then judged by that, and none is
+drawn.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ from torchrl_vip.envs import load_suite
 from torchrl_vip.envs.simulator import WITHOUT_ROBOT, Simulator
 from torchrl_vip.planning import (
     MPPI,
-    Contact,
+    GoalReading,
     Rollouts,
-    find_contact,
     find_robot,
     in_deviations,
     last_frame,
+    read_goal,
 )
 
 
@@ -65,7 +66,7 @@ def parse_args() -> argparse.Namespace:
     add("--task", default="sdoor_open", help="one of the suite's (%(default)s)")
     add("--camera", help="its name, or several joined by + (the suite's own)")
     add("--beside-robot", action="store_true", help="compare what is not the robot as well")
-    add("--contact", action="store_true", help="that alone, and touch what the goal shows moved")
+    add("--read-goal", action="store_true", help="plan on what the goal image is read to say")
     add("--start", type=int, default=15, help="kitchen: state of a demonstration (%(default)s)")
     add("--steps", type=int, default=50, help="actions at most (%(default)s)")
     add("--trajectories", type=int, default=32, help="candidates a step (%(default)s)")
@@ -84,11 +85,11 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"unknown task {args.task!r}; {args.suite} has {', '.join(tasks)}")
     if args.frame_skip < 1:
         parser.error(f"--frame-skip is {args.frame_skip}; wanted a positive number of steps")
-    if args.beside_robot and args.contact:
-        parser.error("--contact compares what is not the robot anyway: no --beside-robot")
-    if (args.beside_robot or args.contact) and {*"+/"} & {*(args.camera or "")}:
+    if args.beside_robot and args.read_goal:
+        parser.error("--read-goal looks beside the robot anyway: no --beside-robot")
+    if (args.beside_robot or args.read_goal) and {*"+/"} & {*(args.camera or "")}:
         parser.error(
-            f"--beside-robot and --contact take one camera with the robot; got {args.camera}"
+            f"--beside-robot and --read-goal take one camera with the robot; got {args.camera}"
         )
     if args.smoke:
         args.steps, args.trajectories, args.horizon, args.processes = 2, 3, 2, 0
@@ -100,7 +101,7 @@ def main() -> None:
     suite = load_suite(args.suite)
     cameras = (args.camera or suite.SIMULATOR.CAMERA).split("+")
     shown = cameras[0]
-    if args.beside_robot or args.contact:
+    if args.beside_robot or args.read_goal:
         cameras = [shown] * args.beside_robot + [shown + WITHOUT_ROBOT]
     options = {"camera": shown, "image_size": args.image_size}
     sim = suite.SIMULATOR(args.task, **options)
@@ -116,7 +117,7 @@ def main() -> None:
         sim.reset(args.seed)
     picture, goal = goal[0], goal[1:]
     robot = hidden = None
-    if args.beside_robot or args.contact:
+    if args.beside_robot or args.read_goal:
         goal[:] = picture  # one image, with the robot in it
         search = {"candidates": 8, "iterations": 1} if args.smoke else {}
         robot = find_robot(sim, picture, shown, seed=args.seed, **search)
@@ -142,24 +143,22 @@ def main() -> None:
         """uint8 [N, K, H, W, 3] to [N]."""
         return goal_distance(embedded(frames), z_goal, weights).numpy()
 
-    contact, look = None, partial(last_frame, cameras=cameras)
-    if args.contact:
-        contact = find_contact(sim, picture, shown, robot, lambda frames: distance(frames[:, None]))
-        if contact is None:
-            print("the goal image shows nothing moved that has a hinge or slide")
-        else:
-            print(f"to be moved: {contact.joint}, to {contact.value:.2f}")
-            look = partial(frame_and_touch, cameras=cameras, contact=contact)
+    look = partial(last_frame, cameras=cameras)
+    if args.read_goal:
+        reading = read_goal(sim, picture, shown, robot, lambda frames: distance(frames[:, None]))
+        if reading is None:
+            sys.exit("error: the goal image shows nothing moved that has a hinge or slide")
+        print(f"read: {reading.joint} is to be at {reading.value:.2f}")
+        look = partial(read_score, reading=reading)
 
     def score(seen: np.ndarray) -> np.ndarray:
         """Of candidates [N], higher is better."""
-        frames = seen if contact is None else seen["frame"]
+        if args.read_goal:
+            return seen
         if robot is None:
-            return -distance(frames)
-        parts = (embedded(frames) - z_goal).unflatten(-1, (len(cameras), -1)).norm(dim=-1).numpy()
-        if contact is not None:
-            parts = np.column_stack([parts, seen["touch"]])
-        return -in_deviations(parts)
+            return -distance(seen)
+        parts = (embedded(seen) - z_goal).unflatten(-1, (len(cameras), -1)).norm(dim=-1)
+        return -in_deviations(parts.numpy())
 
     # -- the plan -----------------------------------------------------------------------------------
     planner = MPPI(
@@ -205,11 +204,9 @@ def main() -> None:
     print(f"wrote {args.out / args.task}.png and .mp4")
 
 
-def frame_and_touch(sim: Simulator, _: float, cameras: list[str], contact: Contact) -> np.ndarray:
-    """What is seen of a candidate, and how far the robot is from touching what it is to move (m)."""
-    frame = sim.look(cameras)
-    kind = [("frame", np.uint8, frame.shape), ("touch", float)]
-    return np.array((frame, contact.distance(sim.data)), kind)
+def read_score(sim: Simulator, _: float, reading: GoalReading) -> float:
+    """Of a candidate's last state."""
+    return reading.score(sim.data)
 
 
 def draw(frames: list[np.ndarray], goal: np.ndarray, curve: np.ndarray, path: Path) -> None:

@@ -88,19 +88,18 @@ def test_the_robot_is_hidden_in_one_goal_image(tmp_path, monkeypatch) -> None:
     assert found == [((32, 32, 3), "left_cam", 0)], "once for both encoders"
     name = "pixels, 1 x beside the robot, in deviations, drawn at 32²"
     assert f"| {name} | 1 |" in (tmp_path / "kitchen36.md").read_text()
-    kitchen36.main(arguments(tmp_path, *"--contact 2 --image-size 32".split()))
+    kitchen36.main(arguments(tmp_path, *"--read-goal --image-size 32".split()))
     assert len(found) == 1, "the one that is kept"
-    *_, last = sorted(episodes(tmp_path), key=lambda episode: episode["contact"])
-    assert last["contact_joint"] and len(last["distance"]) == last["steps"]
+    *_, last = sorted(episodes(tmp_path), key=lambda episode: episode["read_goal"])
+    assert last["read_joint"] and len(last["distance"]) == last["steps"]
     assert (
-        "pixels, beside the robot, 2 x contact, drawn at 32²"
-        in (tmp_path / "kitchen36.md").read_text()
+        "pixels, goal read from the image, drawn at 32²" in (tmp_path / "kitchen36.md").read_text()
     )
     for flags in (
         "--beside-robot 1 --goals 2",
         "--combine deviation --smoothness 1",
-        "--contact 1 --cameras-summed",
-        "--contact 1 --smoothness 1",
+        "--read-goal --cameras-summed",
+        "--read-goal --smoothness 1",
     ):
         with pytest.raises(SystemExit):
             kitchen36.main(arguments(tmp_path, *flags.split()))

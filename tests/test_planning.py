@@ -12,11 +12,11 @@ from torchrl_vip.planning import (
     FoundRobot,
     Rollouts,
     filtered_noise,
-    find_contact,
     find_robot,
     in_deviations,
     last_reward,
     mppi_weights,
+    read_goal,
     rollout,
 )
 from torchrl_vip.planning.registration import _kernel_ridge
@@ -182,18 +182,18 @@ def test_what_a_goal_image_shows_moved_and_where_it_is_touched(task) -> None:
             return np.abs(frames.astype(float) - goal[0]).mean((1, 2, 3))
 
         sim.set_state(state)
-        contact = find_contact(sim, goal[0], "default", robot, distance)
+        reading = read_goal(sim, goal[0], "default", robot, distance)
         np.testing.assert_array_equal(sim.get_state(), state)
-        assert contact.joint == sim.rule.joint and "finger" in sim.model.body(contact.part).name
-        sim.data.joint(contact.joint).qpos[0] = contact.value
+        assert reading.joint == sim.rule.joint and "finger" in sim.model.body(reading.part).name
+        sim.data.joint(reading.joint).qpos[0] = reading.value
         assert abs(sim.joint_error() - belongs) < 0.1
-        away = [contact.distance(sim.data)]
+        away = [reading.touch(sim.data)]
         for qpos in (here, demonstration.qpos[-1]):
             sim.pose(qpos)
-            away.append(contact.distance(sim.data))
+            away.append(reading.touch(sim.data))
         assert away[1] > 0.1 > 0.05 > away[2], "it is touched in the goal"
         sim.pose(here)
-        nothing = find_contact(sim, sim.look(views)[1], "default", robot, lambda f: distance(f) * 0)
+        nothing = read_goal(sim, sim.look(views)[1], "default", robot, lambda f: distance(f) * 0)
         assert nothing is None
 
 

@@ -1,10 +1,10 @@
-"""What a goal image shows moved, and where the robot touches it.
+"""What a goal image says: what has moved, how far, and where the robot touches it.
 
 The distance to a goal image falls once the object moves. Which of all things that is, and where to take hold
 of it, the distance does not tell, and a planner that looks a second ahead waits in front of it with the
-robot's pose of the goal. Who plans on a simulator can move each thing in turn: the one whose picture comes
-nearest to the goal image is what has moved, and the robot's part that is nearest to it there is what touches
-it. From then on that part is to be where it belongs on the object, wherever the object is.
+robot's pose of the goal. Who plans on a simulator can move each thing in turn: the one whose move takes away
+most of the distance to the goal image is what has moved, and the robot's part that is nearest to it there is
+what touches it. A plan can then be judged by how far the thing is from there, and the robot from touching it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Distance = Callable[[np.ndarray], np.ndarray]
 """Frames uint8 [N, H, W, 3] to distances [N] to the goal image."""
 
 
-class Contact(NamedTuple):
-    """Where a part of the robot belongs on an object.
+class GoalReading(NamedTuple):
+    """What a goal image shows moved, and where a part of the robot belongs on it.
 
     Attributes:
         joint: name of the hinge or slide that the object moves by.
@@ -47,13 +47,18 @@ class Contact(NamedTuple):
         """How far the object is from where the goal image shows it, in parts of the joint's span."""
         return abs(float(data.joint(self.joint).qpos[0]) - self.value) / self.span
 
-    def distance(self, data: mujoco.MjData) -> float:
-        """How far the robot's part is from where it belongs on the object (m)."""
+    def touch(self, data: mujoco.MjData) -> float:
+        """How far the robot's part is from where it belongs on the object, wherever that is (m)."""
         belongs = data.xpos[self.body] + data.xmat[self.body].reshape(3, 3) @ self.offset
         return float(np.linalg.norm(data.xpos[self.part] - belongs))
 
+    def score(self, data: mujoco.MjData) -> float:
+        """What a planner raises: -5 x :meth:`joint_error` - :meth:`touch`, weighed as FrankaKitchen's true
+        reward (:meth:`torchrl_vip.envs.kitchen.KitchenSim.reward`)."""
+        return -5.0 * self.joint_error(data) - self.touch(data)
 
-def find_contact(
+
+def read_goal(
     sim: Simulator,
     goal: np.ndarray,
     camera: str,
@@ -61,8 +66,8 @@ def find_contact(
     distance: Distance,
     *,
     values: int = 9,
-) -> Contact | None:
-    """What the goal image shows moved by one hinge or slide, and where the robot touches it.
+) -> GoalReading | None:
+    """Which hinge or slide a goal image shows moved, how far, and where the robot touches what it moves.
 
     Every object is drawn at ``values`` places over its joint's range, without the robot. The one that has
     moved is the one whose move takes away the largest share of the distance to the goal image, compared where
@@ -118,7 +123,7 @@ def find_contact(
         frame = sim.data.xmat[body].reshape(3, 3)
         offset = frame.T @ (sim.data.xpos[part] - sim.data.xpos[body])
         name, span = model.joint(thing[0]).name, float(high - low)
-        return Contact(name, float(value), span, body, part, offset)
+        return GoalReading(name, float(value), span, body, part, offset)
     finally:
         sim.set_state(state)
 
