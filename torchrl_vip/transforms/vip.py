@@ -165,11 +165,11 @@ class VIPTransform(Transform):
                 f"freeze=False for a {type(encoder).__name__}, which is frozen: give its network."
             )
         frozen_here = {"blur": blur, "dtype": dtype, "compile": compile, "chunk_size": chunk_size}
-        unused = [name for name, value in frozen_here.items() if value and (ready or not freeze)]
-        unused += ["size"] if size and ready and size != encoder.image_size else []
+        unused = [f"{k}={v}" for k, v in frozen_here.items() if v and (ready or not freeze)]
+        unused += [f"size={size}"] if size and ready and size != encoder.image_size else []
         if unused:
             raise ValueError(
-                f"{', '.join(unused)}: options of an encoder that is frozen here. Give them to the "
+                f"{', '.join(unused)} goes with an encoder that is frozen here: give it to the "
                 "FrozenEncoder or EncoderServer, or leave freeze=True."
             )
         if freeze:
