@@ -70,7 +70,7 @@ def read_goal(
     """Which hinge or slide a goal image shows moved, how far, and where the robot touches what it moves.
 
     Every object is drawn at ``values`` places over its joint's range, without the robot. The one that has
-    moved is the one whose move takes away the largest share of the distance to the goal image, compared where
+    moved is the one whose move takes away most of the distance to the goal image, compared where
     the move changes the picture and the goal image does not show the robot. It is then drawn at as many
     places between the neighbours of the nearest one. Joints that the model couples move together.
 
@@ -107,7 +107,8 @@ def read_goal(
             frames = np.concatenate([now[None], pictures(thing, places)])
             compared = _grown((frames != now).any((0, -1))) & ~robot.pixels
             first, *away = distance(np.where(compared[..., None], frames, goal))
-            gain = 1 - min(away) / first if first > 0 else 0.0
+            # not its share: things that settle after a reset differ by a trace that a move takes away whole
+            gain = first - min(away)
             if gain > most:
                 most, found = gain, (thing, places[np.argmin(away)], compared)
         if found is None:
