@@ -262,6 +262,7 @@ def test_candidates_are_ranked(tmp_path, monkeypatch, capsys) -> None:
     [
         (),
         ("--beside-robot",),
+        ("--read-goal", "--task", "ldoor_close"),
         ("--suite", "fetch", "--task", "fetch-push", "--camera", "front+front/no-robot"),
     ],
 )
