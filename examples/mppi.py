@@ -128,9 +128,8 @@ def main() -> None:
 
     def embedded(frames: np.ndarray) -> torch.Tensor:
         """uint8 [N, K, H, W, 3] to [N, K D], the cameras' embeddings one after another."""
-        if (
-            hidden is not None
-        ):  # where the goal image shows the robot, the last frame is not compared
+        if hidden is not None:
+            # Where the goal image shows the robot, the last camera's frame is not compared.
             frames = frames.copy()
             frames[:, -1, hidden] = picture[hidden]
         return encoder(torch.from_numpy(frames).flatten(0, 1)).reshape(len(frames), -1)

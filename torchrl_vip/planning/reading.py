@@ -80,6 +80,7 @@ def read_goal(
         camera: that took it, by its name in the simulator.
         robot: where the goal image shows it, from :func:`find_robot`.
         distance: of frames to the goal image.
+        values: places of each thing that are drawn.
 
     Returns:
         None where no move brings the scene nearer to the goal image, or nothing in it has a hinge or slide.
