@@ -222,7 +222,7 @@ def draw(frames: list[np.ndarray], goal: np.ndarray, curve: np.ndarray, path: Pa
         axes[key].set_title(name, fontsize=9)
         axes[key].axis("off")
     axes["curve"].plot(curve)
-    axes["curve"].set(xlabel="action", ylabel="distance to the goal", ylim=(0, None))
+    axes["curve"].set(xlabel="action", ylabel="distance to the goal", ylim=(0, 1.05 * curve.max()))
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -239,7 +239,7 @@ def film(frames: list[np.ndarray], goal: np.ndarray, curve: np.ndarray, path: Pa
         axes[name].set_title(name)
         axes[name].axis("off")
     (line,) = axes["curve"].plot(curve)
-    axes["curve"].set(xlabel="action", ylabel="distance to the goal", ylim=(0, None))
+    axes["curve"].set(xlabel="action", ylabel="distance to the goal", ylim=(0, 1.05 * curve.max()))
     pictures = []
     for t, frame in enumerate(frames):
         now.set_data(frame)
