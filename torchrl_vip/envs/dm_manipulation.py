@@ -109,9 +109,8 @@ class ManipulationSim(Simulator):
     def reset(self, seed: int) -> np.ndarray:
         self.env.random_state.seed(int(seed))
         # dm_control moves the goal's bricks on from where they are and relies on a fresh compilation
-        for brick in (
-            getattr(self.env.task, "_goal_hint_bricks", ()) if self.model is not None else ()
-        ):
+        hints = () if self.model is None else getattr(self.env.task, "_goal_hint_bricks", ())
+        for brick in hints:
             frame = self.env.physics.bind(_dm_control()[2].get_attachment_frame(brick.mjcf_model))
             frame.pos, frame.quat = 0.0, [1.0, 0.0, 0.0, 0.0]
         order = getattr(self.env.task, "_initial_order", None)
