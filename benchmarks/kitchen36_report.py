@@ -103,16 +103,37 @@ def task_table(group: list[dict]) -> list[str]:
 
 
 def differences(groups: Groups, first: str) -> list[str]:
-    """What the first encoder solves more than each other, paired by task."""
+    """What the first encoder solves more than each other, and how much farther from the goal its joint ends,
+    on what both played, paired by task."""
     lines = []
     for (setting, count, name), group in sorted(groups.items()):
-        ours = mean_by(groups.get((setting, count, first), []), "task")
-        theirs = mean_by(group, "task")
-        shared = sorted(ours.keys() & theirs.keys())
-        if name != first and shared:
-            gain = percent(*bootstrap([ours[t] - theirs[t] for t in shared]))
-            lines.append(f"- {setting}, {count} trajectories, {first} minus {name}: {gain}")
+        pairs = shared(groups.get((setting, count, first), []), group)
+        if name == first or not pairs[0]:
+            continue
+        success, error = (
+            bootstrap([ours - theirs for ours, theirs in by_task(pairs, of).values()])
+            for of in ("success", "joint_error")
+        )
+        lines.append(
+            f"- {setting}, {count} trajectories, {first} minus {name}: {percent(*success)}, "
+            "joint error {:+.2f} [{:+.2f}, {:+.2f}]".format(*error)
+        )
     return lines
+
+
+def shared(*groups: list[dict]) -> list[list[dict]]:
+    """Of each group the tasks and cameras that all played; the tasks, where no camera is everyone's."""
+    cameras = set.intersection(*({r["camera"] for r in g if r["distance"]} for g in groups))
+    keys = ("task", "camera") if cameras else ("task",)
+    played = [{tuple(r[key] for key in keys) for r in group} for group in groups]
+    known = set.intersection(*played)
+    return [[r for r in group if tuple(r[key] for key in keys) in known] for group in groups]
+
+
+def by_task(pair: list[list[dict]], of: str) -> dict[tuple, tuple[float, float]]:
+    """The mean of ``of`` in both, of every task."""
+    ours, theirs = (mean_by(group, "task", of=of) for group in pair)
+    return {task: (ours[task], theirs[task]) for task in sorted(ours)}
 
 
 # -- picture ---------------------------------------------------------------------------------------
@@ -188,7 +209,7 @@ def against_budget(axes, groups: Groups, budgets: list[int]) -> None:
         known = [c for c in budgets if (setting, c, name) in groups]
         if len(known) < 2:
             continue
-        played = [groups[setting, c, name] for c in known]
+        played = shared(*(groups[setting, c, name] for c in known))
         look = {"marker": "o", "color": f"C{i % 10}", "label": name}
         axes[0].plot(known, [rate(group)[0] for group in played], **look)
         left = [

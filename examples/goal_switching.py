@@ -37,11 +37,11 @@ from torchrl_vip import VIPTransform, goal_reward
 class GoalConfig(Config):
     her_ratio: float = arg(0.8, "fraction of a batch that gets a hindsight goal")
     hidden: int = arg(256, "width of the networks' two layers")
-    lr: float = arg(3e-4, "Adam's learning rate")
+    lr: float = arg(1e-3, "Adam's learning rate at the start; falls in a line to a tenth")
     alpha: float = arg(0.05, "weight of the entropy at the start; tuned to an entropy of -actions")
     alpha_lr: float = arg(3e-3, "Adam's learning rate of the logarithm of that weight")
-    gamma: float = arg(0.99, "discount an action")
-    tau: float = arg(0.005, "step of the target networks towards the critics, an update")
+    gamma: float = arg(0.95, "discount an action; each reward is a step of the way already")
+    tau: float = arg(0.01, "step of the target networks towards the critics, an update")
     buffer_size: int = arg(100_000, "transitions kept, 8 kB each")
 
 
@@ -69,6 +69,14 @@ def make_env(seed: int, *, cfg: GoalConfig, statistics=None, film=False) -> EnvB
     env.append_transform(common.vip_reward(cfg, statistics))
     env.append_transform(TrainingReward(cfg.reward))
     return env if statistics is None else common.scaled_inputs(env, statistics, "goal_embedding")
+
+
+class GoalMLP(MLP):
+    """An MLP that reads the way left to the goal in the space of the embedding, ``z_goal - z``, and the rest
+    as it is."""
+
+    def forward(self, z: Tensor, s: Tensor, z_goal: Tensor, *action: Tensor) -> Tensor:
+        return super().forward(torch.cat([z_goal - z, s, *action], -1))
 
 
 def hindsight_reward(
@@ -103,7 +111,7 @@ def main() -> None:
     make = partial(make, statistics=statistics)
     eval_env = make(common.EVALUATION_SEED, film=True)
     actions = eval_env.action_spec
-    size = sum(eval_env.observation_spec[key].shape[-1] for key in OBSERVATION)
+    size = sum(eval_env.observation_spec[key].shape[-1] for key in ("z", "s"))
 
     # -- replay buffer ------------------------------------------------------------------------------
     buffer = HERReplayBuffer(
@@ -132,7 +140,7 @@ def main() -> None:
     actor = ProbabilisticActor(
         TensorDictSequential(
             TensorDictModule(
-                MLP(size, 2 * actions.shape[-1], **layers), OBSERVATION, ["parameters"]
+                GoalMLP(size, 2 * actions.shape[-1], **layers), OBSERVATION, ["parameters"]
             ),
             TensorDictModule(NormalParamExtractor(), ["parameters"], ["loc", "scale"]),
         ),
@@ -141,7 +149,7 @@ def main() -> None:
         distribution_class=TanhNormal,
     )
     critic = ValueOperator(
-        MLP(size + actions.shape[-1], 1, **layers),
+        GoalMLP(size + actions.shape[-1], 1, **layers),
         in_keys=[*OBSERVATION, "action"],
     )
 
@@ -181,6 +189,8 @@ def main() -> None:
         buffer.extend(batch.select(*STORED))
         steps = run.advance(len(batch))
         losses = {}
+        # falls, as the policy that counts is the last one
+        optimizer.param_groups[0]["lr"] = cfg.lr * max(1 - run.step / cfg.steps, 0.1)
         if run.step >= cfg.warmup:
             for _ in range(int(cfg.updates_per_step * steps)):
                 losses = update()

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import kitchen36  # noqa: E402
 import kitchen36_candidates as candidates  # noqa: E402
 import kitchen36_episode as one  # noqa: E402
+import kitchen36_report as report  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -221,6 +222,29 @@ def test_an_unknown_encoder_or_task_is_an_error(tmp_path, capsys) -> None:
     with pytest.raises(SystemExit):
         kitchen36.main([*arguments(tmp_path), "--tasks", "fly"])
     assert "unknown tasks ['fly']" in capsys.readouterr().err
+
+
+def test_encoders_are_compared_on_what_both_played() -> None:
+    def result(task: str, camera: str, success: bool, error: float) -> dict:
+        distance = [] if camera == "state" else [1.0]
+        return {"task": task, "camera": camera, "success": success, "joint_error": error} | {
+            "distance": distance
+        }
+
+    ours = [result("a", "left", True, 0.1), result("a", "right", False, 0.9)]
+    groups = {
+        ("easy", 32, "ours"): [*ours, result("b", "left", True, 0.3)],
+        ("easy", 32, "theirs"): [result("a", "left", False, 0.6)],
+        ("easy", 32, "summed"): [result("a", "summed", True, 0.0)],
+        ("easy", 32, "state"): [result("a", "state", True, 0.0)],
+        ("hard", 32, "theirs"): [result("a", "left", False, 0.6)],
+    }
+    lines = report.differences(groups, "ours")
+    assert [line.split("minus ")[1] for line in lines] == [
+        "state: -50% [-50%, -50%], joint error +0.50 [+0.50, +0.50]",  # by task: its mean of cameras
+        "summed: -50% [-50%, -50%], joint error +0.50 [+0.50, +0.50]",
+        "theirs: 100% [100%, 100%], joint error -0.50 [-0.50, -0.50]",  # left only
+    ]
 
 
 def test_gain_by_hand() -> None:
