@@ -2,12 +2,14 @@
 
 Every run is `examples/sac.py` in a process of its own and a folder under --runs; a run that is there is
 continued where its last checkpoint stands, a complete one is only read. The rewards: VIP alone (no
-reward of the environment), sparse success alone, the two together, the task's own dense reward. A random
+reward of the environment), the same with hindsight goals (`examples/goal_switching.py`), sparse success
+alone, VIP and it together, the task's own dense reward. A random
 policy is evaluated from the same 50 starts as every run's last evaluation, which no training saw. Rows of
 other tasks and rewards that the results have already stay; each has the command that repeats its runs.
 
     python benchmarks/online_rl.py                   # about 25 minutes a run on one core
     python benchmarks/online_rl.py --tasks coffee-button-v3 --camera corner4 --seeds 0 --runs OTHER
+    python benchmarks/online_rl.py --tasks reach-v3 --rewards hindsight
     python benchmarks/online_rl.py --steps 0 --rewards vip sparse     # read what is there
 """
 
@@ -29,25 +31,34 @@ import numpy as np
 from machine import about, in_words
 
 ROOT = Path(__file__).parent
-SAC = ROOT.parent / "examples" / "sac.py"
-sys.path.insert(0, str(SAC.parent))
+EXAMPLES = ROOT.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
 
-from common import EVALUATION_SEED  # noqa: E402
+from common import EVALUATION_SEED, Config  # noqa: E402
+from goal_switching import GoalConfig  # noqa: E402
 from sac import SACConfig  # noqa: E402
 
 from torchrl_vip.envs.metaworld import HELD_OUT_TASKS, MetaWorldSim  # noqa: E402
 
 REWARDS = {
     "vip": "VIP alone",
+    "hindsight": "VIP alone, hindsight goals",
     "sparse": "sparse alone",
     "vip+sparse": "VIP + sparse",
     "dense": "the task's dense reward",
 }
 
-OURS = {  # flags of examples/sac.py that have one here
-    "task": "--tasks", "camera": "--camera", "reward": "--rewards", "steps": "--steps",
+OURS = {  # flags of the examples that have one here, beside --rewards
+    "task": "--tasks", "camera": "--camera", "steps": "--steps",
     "max_steps": "--max-steps", "final_episodes": "--episodes",
 }  # fmt: skip
+
+
+def example(reward: str) -> tuple[str, type[Config], list[str]]:
+    """The script that learns from it, its config, and the flags that choose the reward."""
+    if reward == "hindsight":
+        return "goal_switching.py", GoalConfig, ["--reward", "vip"]
+    return "sac.py", SACConfig, ["--reward", reward, "--goals", "0"]
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,7 +72,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "--camera",
         default="behindGripper",
-        help="of all runs; examples/sac.py tells what it can be",
+        help="of all runs; the examples tell what it can be",
     )
     add("--steps", type=int, default=30_000, help="environment steps a run; 0 runs nothing")
     add("--max-steps", type=int, default=100, help="environment steps an episode")
@@ -69,7 +80,7 @@ def parse_args() -> argparse.Namespace:
     add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at once (one a core)")
     add("--runs", type=Path, default=Path("online_rl_runs"), help="folder of the runs")
     add("--out", type=Path, default=ROOT / "results", help="folder of the results")
-    add("flags", nargs="*", help="after --: more flags of examples/sac.py")
+    add("flags", nargs="*", help="after --: more flags of the example")
     return parser.parse_args()
 
 
@@ -100,9 +111,10 @@ def play(args: argparse.Namespace, seed: int, task: str, reward: str) -> None:
     if (out / "csv/scalars/final/success_last.csv").exists():
         print(f"{out.name}: complete", flush=True)
         return
+    script, _, flags = example(reward)
     command = [
-        sys.executable, str(SAC), "--task", task, "--reward", reward, "--seed", str(seed),
-        "--steps", str(args.steps), "--goals", "0", "--camera", args.camera,
+        sys.executable, str(EXAMPLES / script), "--task", task, *flags, "--seed", str(seed),
+        "--steps", str(args.steps), "--camera", args.camera,
         "--max-steps", str(args.max_steps),
         "--final-episodes", str(args.episodes), "--out", str(out), *args.flags,
     ]  # fmt: skip
@@ -170,20 +182,22 @@ def table(args: argparse.Namespace, task: str) -> list[dict]:
                 ends = {"step": step, "success_last": last, "success_any": some}
                 seeds[str(seed)]["final"] = ends
         if seeds:
-            played = about() | {"command": commands_of(configs)}
+            played = about() | {"command": commands_of(reward, configs)}
             rows.append({"task": task, "reward": reward, "seeds": seeds, "about": played})
     return rows
 
 
-def commands_of(configs: dict[str, dict]) -> str:
-    """What repeats the runs of these seeds, each with its config of examples/sac.py."""
+def commands_of(reward: str, configs: dict[str, dict]) -> str:
+    """What repeats the runs of these seeds, each with the config of its example."""
     seeds: dict[tuple[str, ...], list[str]] = {}
+    ours = {*OURS, "reward", "seed", "out", "resume"}
     for seed, config in configs.items():
-        words = [word for key, flag in OURS.items() for word in (flag, str(config[key]))]
+        words = ["--rewards", reward]
+        words += [word for key, flag in OURS.items() for word in (flag, str(config[key]))]
         more = []
-        for entry in fields(SACConfig):
+        for entry in fields(example(reward)[1]):
             value = config.get(entry.name, entry.default)
-            if value != entry.default and entry.name not in {*OURS, "seed", "out", "resume"}:
+            if value != entry.default and entry.name not in ours:
                 flag = f"--{entry.name.replace('_', '-')}"
                 more += [flag] if value is True else [flag, str(value)]
         seeds.setdefault((*words, *(["--", *more] if more else [])), []).append(seed)
