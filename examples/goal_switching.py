@@ -42,7 +42,10 @@ class GoalConfig(Config):
     alpha_lr: float = arg(3e-3, "Adam's learning rate of the logarithm of that weight")
     gamma: float = arg(0.95, "discount an action; each reward is a step of the way already")
     tau: float = arg(0.01, "step of the target networks towards the critics, an update")
-    buffer_size: int = arg(100_000, "transitions kept, 8 kB each")
+    action_cost: float = arg(
+        0.0, "taken off the reward for an action of full size, so that a policy rests at its goal"
+    )
+    buffer_size: int = arg(100_000, "transitions kept, 8 kB each and camera")
 
 
 SMOKE = {
@@ -67,7 +70,7 @@ def make_env(seed: int, *, cfg: GoalConfig, statistics=None, film=False) -> EnvB
     vip = VIPTransform(cfg.encoder, in_keys=cfg.frame_keys, blur=cfg.blur, del_keys=not film)
     env = TransformedEnv(env, vip)
     env.append_transform(common.vip_reward(cfg, statistics))
-    env.append_transform(TrainingReward(cfg.reward))
+    env.append_transform(TrainingReward(cfg.reward, cfg.action_cost))
     return env if statistics is None else common.scaled_inputs(env, statistics, "goal_embedding")
 
 
@@ -80,7 +83,13 @@ class GoalMLP(MLP):
 
 
 def hindsight_reward(
-    batch: TensorDictBase, *, choice: str, unit: Tensor, calibration: dict, weights: Tensor
+    batch: TensorDictBase,
+    *,
+    choice: str,
+    unit: Tensor,
+    calibration: dict,
+    weights: Tensor,
+    action_cost: float = 0.0,
 ) -> Tensor:
     """What TrainingReward gives, for the goals in ``batch``: ``[B, 1]``.
 
@@ -96,7 +105,10 @@ def hindsight_reward(
         "vip": goal_reward(z, z_next, z_goal, **options),
         "sparse": goal_reward(z, z_next, z_goal, form="sparse", **options),
     }
-    return sum(REWARD_SCALES[name] * terms[name] for name in choice.split("+")).unsqueeze(-1)
+    reward = sum(REWARD_SCALES[name] * terms[name] for name in choice.split("+"))
+    if action_cost:
+        reward = reward - action_cost * batch["action"].square().mean(-1)
+    return reward.unsqueeze(-1)
 
 
 def main() -> None:
@@ -121,6 +133,7 @@ def main() -> None:
             unit=statistics["z_scale"],
             calibration=eval_env.transform[0].encoder.config,
             weights=statistics["camera_weights"],
+            action_cost=cfg.action_cost,
         ),
         goal_key="z_goal",
         achieved_goal_key=("next", "z"),

@@ -293,14 +293,15 @@ def test_hindsight_reward_is_the_training_reward():
 def test_hindsight_reward_of_two_cameras_is_the_training_reward():
     """Each camera's distance has its own unit in "z" and its own weight."""
     cfg = goal_switching.GoalConfig(
-        camera="corner4+corner4/no-robot", image_size=32, max_steps=4, frame_skip=1, encoder="tiny"
-    )
+        camera="corner4+corner4/no-robot", image_size=32, max_steps=4, frame_skip=1, encoder="tiny",
+        action_cost=0.3,
+    )  # fmt: skip
     statistics = common.input_statistics(goal_switching.make_env(0, cfg=cfg), 8, cameras=2)
     env = goal_switching.make_env(1, cfg=cfg, statistics=statistics)
     steps = env.rollout(4)
     calibration = load_vip("tiny").config
     options = {"unit": statistics["z_scale"], "weights": statistics["camera_weights"]}
-    options["calibration"] = calibration
+    options |= {"calibration": calibration, "action_cost": cfg.action_cost}
     reward = goal_switching.hindsight_reward(steps, choice="vip", **options)
     torch.testing.assert_close(reward, steps["next", "reward"], atol=1e-4, rtol=1e-3)
     # a success is as near as the checkpoint says, in parts of the way; the goal itself is one
