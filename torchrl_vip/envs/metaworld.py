@@ -30,8 +30,8 @@ HELD_OUT_TASKS: tuple[str, ...] = (
 """Tasks no checkpoint of this package was trained on."""
 
 REACHED_BY_FINGERS = ("reach-v3", "reach-wall-v3")
-"""Tasks whose scripts bring the wrist to where the fingers should be, 4.5 cm below it. 5 cm are allowed, so
-that goal images of theirs would show states that a move of millimetres loses."""
+"""Tasks that count how near the fingers are, 5 cm at most, but whose scripts bring the wrist to the target,
+4.5 cm above the fingers: their goal images would show states that a move of millimetres loses."""
 
 
 def _metaworld() -> Any:
