@@ -293,6 +293,20 @@ def test_a_bad_goal_changes_nothing():
         nearest.transform[-1].set_goal(grey(5))
 
 
+def test_a_goal_that_is_set_replaces_the_image_of_the_one_before():
+    env = make_env(SerialEnv(2, MAKE))
+    carried = env.reset(TensorDict(goal_image=torch.stack([grey(200), grey(5)]), batch_size=[2]))
+    env.transform[-1].set_goal(grey(100), env_ids=1)
+    # Of both environments first, then of the other, which still carries its old image.
+    for rows in ([True, False], [False, True], [True, True]):
+        carried["_reset"] = torch.tensor(rows)[:, None]
+        carried = env.reset(carried)
+        close(env.transform[-1].goal, torch.stack([z_of(200), z_of(100)]))
+    assert torch.equal(carried["goal_image"], torch.stack([grey(200), grey(0)]))  # none is known
+    env.transform[-1].set_goal(grey(100))
+    assert not env.reset(carried.exclude("_reset"))["goal_image"].any()
+
+
 def test_goals_at_reset_and_automatic_resets_keep_them():
     env = make_env(SerialEnv(2, MAKE))
     images = torch.stack([grey(200), grey(5)])

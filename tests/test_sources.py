@@ -23,6 +23,16 @@ def test_videos_and_nested_folders_are_found_sorted_and_hidden_ones_are_not(tmp_
     assert [clip.name for clip in find_clips(tmp_path)] == ["a.mp4", "b/C.MP4", "b/deep"]
 
 
+def test_clips_behind_links_are_found_once_even_where_a_link_leads_back(tmp_path: Path) -> None:
+    disk, source = tmp_path / "disk", tmp_path / "source"
+    write_folder(disk / "lab" / "clip", 2)
+    (disk / "a.mp4").touch()
+    source.mkdir()
+    (source / "videos").symlink_to(disk)
+    (disk / "lab" / "up").symlink_to(source)
+    assert [clip.name for clip in find_clips(source)] == ["videos/a.mp4", "videos/lab/clip"]
+
+
 def test_labels_come_from_index_and_manifest_also_beside_a_clips_folder(tmp_path: Path) -> None:
     for name in ("one/clips/0.mp4", "two/x.mp4", "two/y.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

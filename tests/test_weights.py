@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from torchrl_vip import CheckpointError, VIPEncoder, load_vip, save_vip, weights
-from torchrl_vip.encoders import ENCODERS
+from torchrl_vip.encoders import ENCODERS, FrozenEncoder
 
 CONFIG = {"licence": "MIT", "success_threshold": 3.5}
 
@@ -95,6 +95,8 @@ def test_the_shape_in_config_json_is_the_networks_own(tmp_path):
 def test_save_refuses_what_could_not_be_rebuilt(tiny_encoder, folder):
     with pytest.raises(ValueError, match="TinyEncoder.*ENCODERS"):
         save_vip(VIPEncoder(tiny_encoder, image_size=32), folder / "new")
+    with pytest.raises(TypeError, match="FrozenEncoder; wanted the VIPEncoder"):
+        save_vip(FrozenEncoder(VIPEncoder("thin", dim=8)), folder / "new")
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(TypeError):  # a config that is no JSON, before anything is written
         save_vip(VIPEncoder("thin", dim=8, config={"made_by": object()}), folder)

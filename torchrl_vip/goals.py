@@ -84,14 +84,17 @@ class Goals:
 
     Attributes:
         embedding: float32 ``[D]``, one for all, or ``[*B, D]``; None before the first goal.
-        images: uint8 or float ``[*B, *S]``, those that came as images, as they came; else None.
+        images: uint8 or float ``[*B, *S]``, those that came as images, as they came, and zeros for a
+            goal that did not; None before the first.
     """
 
     def __init__(self, as_sets: bool) -> None:
         self.as_sets = as_sets
         self.embedding: Tensor | None = None
         self.images: Tensor | None = None
-        self._written: Tensor | None = None  # as the environments last had them, [*B, D]
+        # As the environments last had them, [*B, D] and [*B, *S].
+        self._written: Tensor | None = None
+        self._written_images: Tensor | None = None
 
     @property
     def _tail(self) -> int:
@@ -105,6 +108,7 @@ class Goals:
         """
         self._check_count(embedding)
         self.embedding = embedding
+        self.images = None if self.images is None else torch.zeros_like(self.images)
 
     def set_rows(self, embedding: Tensor, rows: Tensor, batch: torch.Size) -> None:
         """Goals of some environments.
@@ -128,6 +132,9 @@ class Goals:
         goal = goal.expand(*batch, *goal.shape[-self._tail :]).clone()
         goal[rows.to(goal.device)] = embedding.to(goal.device)
         self.embedding = goal
+        if self.images is not None:
+            self.images = self.images.clone()
+            self.images[rows.to(self.images.device)] = 0
 
     def take(self, embedding: Tensor, rows: Tensor) -> None:
         """Adopt what a reset of the environments ``rows`` (bool ``[*B]``) brings, ``[*B, D]``.
@@ -141,32 +148,45 @@ class Goals:
 
     def take_images(self, images: Tensor, rows: Tensor, embed: Callable[[Tensor], Tensor]) -> None:
         """The same for images ``[*B, *S]``; ``embed`` makes ``[n, D]`` of ``[n, *S]``."""
-        new = rows.to(images.device) & _changed(images, self.images, rows.ndim)
+        new = rows.to(images.device) & _changed(images, self._written_images, rows.ndim)
         if new.any():
             self.set_rows(embed(images[new]), new, rows.shape)
-            held = torch.zeros_like(images) if self.images is None else self.images.clone()
-            held[new] = images[new]
-            self.images = held
+            if self.images is None:
+                self.images = torch.zeros_like(images)
+            self.images[new] = images[new]
+        self._written_images = _replaced(self._written_images, images, rows)
 
-    def write(self, batch: torch.Size, device: torch.device | None) -> Tensor:
+    def write(
+        self, batch: torch.Size, device: torch.device | None, rows: Tensor | None = None
+    ) -> Tensor:
         """The goal of every environment, ``[*B, D]``, on this device.
+
+        Args:
+            rows: bool ``[*B]``, those of the environments that will have it; None is all.
 
         Raises:
             ValueError: the goals are of another batch.
         """
         if device is not None:
             self.embedding = self.embedding.to(device)
-            self.images = None if self.images is None else self.images.to(device)
         lead, tail = self.embedding.shape[: -self._tail], self.embedding.shape[-self._tail :]
         if lead not in (torch.Size([]), batch):
             raise ValueError(
                 f"goals for environments {tuple(lead)}, but this batch is {tuple(batch)}."
             )
-        self._written = self.embedding.expand(*batch, *tail).clone()
-        return self._written.clone()  # whoever edits it in place gives a new goal
+        embedding = self.embedding.expand(*batch, *tail)
+        self._written = _replaced(self._written, embedding, rows)
+        return embedding.clone()  # whoever edits it in place gives a new goal
+
+    def write_images(self, device: torch.device | None, rows: Tensor | None = None) -> Tensor:
+        """The goal image of every environment, ``[*B, *S]``; arguments as of :meth:`write`."""
+        if device is not None:
+            self.images = self.images.to(device)
+        self._written_images = _replaced(self._written_images, self.images, rows)
+        return self.images.clone()
 
     def forget_written(self) -> None:
-        """The next reset's goals are all the caller's."""
+        """The embeddings of the next reset are all the caller's."""
         self._written = None
 
     def _check_count(self, embedding: Tensor) -> None:
@@ -186,4 +206,12 @@ def _changed(new: Tensor, old: Tensor | None, batch_dims: int) -> Tensor:
     """Which environments of ``[*B, *S]`` have other values than before: bool ``[*B]``."""
     if old is None or old.shape != new.shape:
         return torch.ones(new.shape[:batch_dims], dtype=torch.bool, device=new.device)
-    return (new != old).flatten(batch_dims).any(-1)
+    return (new != old.to(new.device)).flatten(batch_dims).any(-1)
+
+
+def _replaced(old: Tensor | None, new: Tensor, rows: Tensor | None) -> Tensor:
+    """A copy of ``[*B, *S]`` with these rows of ``new``; all of them where ``old`` has no such shape."""
+    if rows is None or old is None or old.shape != new.shape:
+        return new.clone()
+    rows = rows.reshape(*rows.shape, *[1] * (new.ndim - rows.ndim)).to(new.device)
+    return torch.where(rows, new, old.to(new.device))

@@ -118,7 +118,12 @@ def save_vip(
 
     Raises:
         ValueError: a backbone without a name, which could not be rebuilt from config.json.
+        TypeError: no VIPEncoder, such as a FrozenEncoder, which lacks the batch norm it has folded.
     """
+    if not isinstance(encoder, VIPEncoder):
+        raise TypeError(
+            f"save_vip of a {type(encoder).__name__}; wanted the VIPEncoder, as trained or loaded."
+        )
     if encoder.name is None:
         raise ValueError(
             "save_vip needs a backbone named in ENCODERS, which load_vip can rebuild; got "

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,12 +56,8 @@ def find_clips(source: str | Path) -> list[Clip]:
 
 
 def folder_clips(folder: Path) -> list[Clip]:
-    """Video files and folders of frames under a folder, at any depth."""
-    files = [
-        p
-        for p in folder.rglob("*")
-        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    ]
+    """Video files and folders of frames under a folder, at any depth and behind links."""
+    files = _files_below(folder)
     labels = {}
     for index in sorted(p for p in files if p.name in ("index.json", "manifest.json")):
         labels |= _read_labels(index)
@@ -75,6 +72,18 @@ def folder_clips(folder: Path) -> list[Clip]:
         Clip(p, p.relative_to(folder).as_posix(), labels.get(p.resolve(), {}))
         for p in sorted(paths)
     ]
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """All files but hidden ones; a folder that links lead to again and again is read once."""
+    files, seen = [], set()
+    for name, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(name)
+        folders[:] = [] if real in seen else sorted(f for f in folders if not f.startswith("."))
+        if real not in seen:
+            files += [Path(name, n) for n in names if not n.startswith(".")]
+        seen.add(real)
+    return [file for file in files if file.is_file()]
 
 
 def _read_labels(index: Path) -> dict[Path, dict]:

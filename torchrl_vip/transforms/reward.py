@@ -357,7 +357,7 @@ class VIPRewardTransform(Transform):
             tensordict = tensordict.exclude(self.goal_key)  # of the last episode
             tensordict.set(self.goal_image_key, tensordict_reset.get(self.goal_image_key))
         self._take_goals(tensordict, rows, batch)
-        self._write_goal(tensordict_reset, first=True)
+        self._write_goal(tensordict_reset, first=True, rows=rows)
         z = self._read(tensordict_reset)
         if rows is not None and self._last is not None and self._last.shape == z.shape:
             z = torch.where(rows.reshape(*batch, *[1] * (z.ndim - len(batch))), z, self._last)
@@ -408,15 +408,17 @@ class VIPRewardTransform(Transform):
         z = z.flatten(1)  # cameras of one environment joined
         return z.unsqueeze(-2) if self.nearest else z
 
-    def _write_goal(self, tensordict: TensorDictBase, first: bool = False) -> None:
-        batch = tensordict.batch_size
-        tensordict.set(self.goal_key, self._goals.write(batch, tensordict.device))
+    def _write_goal(
+        self, tensordict: TensorDictBase, first: bool = False, rows: Tensor | None = None
+    ) -> None:
+        batch, device = tensordict.batch_size, tensordict.device
+        tensordict.set(self.goal_key, self._goals.write(batch, device, rows))
         if first and self.wants_goal_image and not self._env_has_goal():
             if self._goals.images is None:
                 spec = self._goal_image_spec(batch)
                 self._goals.images = None if spec is None else spec.zero()
             if self._goals.images is not None:
-                tensordict.set(self.goal_image_key, self._goals.images.clone())
+                tensordict.set(self.goal_image_key, self._goals.write_images(device, rows))
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         if self._embeds:
