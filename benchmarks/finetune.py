@@ -82,7 +82,7 @@ def main() -> None:
         minutes = (time.perf_counter() - start) / 60
         before, after = load_vip(), load_vip(final)
         table = decode_once(held_out, resize_size(before.image_size), f"{folder}/held_out")
-        clips = labelled_clips(table)
+        clips = labelled_clips(table, len(table.clips))
         curves = {
             name: [np.linalg.norm(z - z[-1], axis=-1) for z in embed_clips(encode, clips)]
             for name, encode in (

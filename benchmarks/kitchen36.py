@@ -372,6 +372,8 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     args.command = command(sys.argv[1:] if arguments is None else arguments)
     args.encoder = args.encoder or [BUNDLED]
+    if not 1 <= args.goals <= 3:
+        parser.error(f"--goals {args.goals}: a task has three demonstrations; wanted 1 to 3")
     if args.beside_robot and (args.without_robot or args.goals > 1):
         parser.error(
             "--beside-robot takes one goal image with the robot: no --without-robot, --goals 1"

@@ -122,9 +122,10 @@ def differences(groups: Groups, first: str) -> list[str]:
 
 
 def shared(*groups: list[dict]) -> list[list[dict]]:
-    """Of each group the tasks and cameras that all played; the tasks, where no camera is everyone's."""
+    """Of each group the episodes of tasks, seeds and cameras that all played; of any camera where none is
+    everyone's."""
     cameras = set.intersection(*({r["camera"] for r in g if r["distance"]} for g in groups))
-    keys = ("task", "camera") if cameras else ("task",)
+    keys = ("task", "seed", "camera") if cameras else ("task", "seed")
     played = [{tuple(r[key] for key in keys) for r in group} for group in groups]
     known = set.intersection(*played)
     return [[r for r in group if tuple(r[key] for key in keys) in known] for group in groups]

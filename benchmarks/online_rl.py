@@ -108,9 +108,6 @@ def folder(args: argparse.Namespace, seed: int, task: str, reward: str) -> Path:
 
 def play(args: argparse.Namespace, seed: int, task: str, reward: str) -> None:
     out = folder(args, seed, task, reward)
-    if (out / "csv/scalars/final/success_last.csv").exists():
-        print(f"{out.name}: complete", flush=True)
-        return
     script, _, flags = example(reward)
     command = [
         sys.executable, str(EXAMPLES / script), "--task", task, *flags, "--seed", str(seed),
@@ -125,10 +122,11 @@ def play(args: argparse.Namespace, seed: int, task: str, reward: str) -> None:
         result = subprocess.run(
             command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
-    if result.returncode:
-        tail = (out / "output.txt").read_text().splitlines()[-1:]
-        raise RuntimeError(f"{out.name} failed ({out / 'output.txt'}): {' '.join(tail)}")
-    print(f"{out.name}: done", flush=True)
+    tail = " ".join((out / "output.txt").read_text().splitlines()[-1:])
+    complete = "the run has had its" in tail  # says the example, unless the flags are others
+    if result.returncode and not complete:
+        raise RuntimeError(f"{out.name} failed ({out / 'output.txt'}): {tail}")
+    print(f"{out.name}: {'complete' if complete else 'done'}", flush=True)
 
 
 def random_success(task: str, episodes: int, steps: int) -> float:
@@ -163,9 +161,11 @@ def table(args: argparse.Namespace, task: str) -> list[dict]:
         seeds, configs = {}, {}
         for seed in args.seeds:
             scalars = folder(args, seed, task, reward) / "csv/scalars"
-            curve = read(scalars / "eval/success_last.csv")
-            if not curve:
+            evaluated = read(scalars / "eval/success_last.csv")
+            final = read(scalars / "final/success_last.csv")
+            if not evaluated and not final:
                 continue
+            curve = sorted((dict(evaluated) | dict(final)).items())
             config = json.loads((folder(args, seed, task, reward) / "config.json").read_text())
             configs[str(seed)] = config
             seeds[str(seed)] = {
@@ -177,7 +177,7 @@ def table(args: argparse.Namespace, task: str) -> list[dict]:
                     np.median([v for _, v in read(scalars / "train/steps_per_second.csv")])
                 ),
             }
-            if final := read(scalars / "final/success_last.csv"):
+            if final and final[-1] == curve[-1]:  # else it went on since
                 (step, last), (_, some) = final[-1], read(scalars / "final/success_any.csv")[-1]
                 ends = {"step": step, "success_last": last, "success_any": some}
                 seeds[str(seed)]["final"] = ends
@@ -206,12 +206,23 @@ def commands_of(reward: str, configs: dict[str, dict]) -> str:
 
 
 def merged(path: Path, rows: list[dict]) -> list[dict]:
-    """With the rows of other tasks and rewards that ``path`` has, tasks in the order of their names."""
-    new = {(row["task"], row["reward"]): row for row in rows}
-    old = json.loads(path.read_text())["rows"] if path.exists() else []
-    every = {(row["task"], row["reward"]): row for row in old} | new
-    order = ["random policy", *REWARDS]
-    return sorted(every.values(), key=lambda row: (row["task"], order.index(row["reward"])))
+    """With the rows of other tasks, rewards and cameras that ``path`` has, and its other seeds; tasks in
+    the order of their names."""
+
+    def key(row: dict) -> tuple:
+        cameras = sorted({seed.get("camera") or "" for seed in row["seeds"].values()})
+        return row["task"], ["random policy", *REWARDS].index(row["reward"]), *cameras
+
+    every = {
+        key(row): row for row in (json.loads(path.read_text())["rows"] if path.exists() else [])
+    }
+    for row in rows:
+        old = every.get(key(row))
+        if old and (kept := {n: s for n, s in old["seeds"].items() if n not in row["seeds"]}):
+            command = f"{old['about']['command']}; {row['about']['command']}"
+            row = row | {"seeds": kept | row["seeds"], "about": row["about"] | {"command": command}}
+        every[key(row)] = row
+    return [every[k] for k in sorted(every)]
 
 
 def markdown(rows: list[dict]) -> str:
@@ -265,15 +276,15 @@ def draw(rows: list[dict], path: Path) -> None:
         for row in (r for r in rows if r["task"] == task and r["reward"] in REWARDS):
             curves = []
             for seed in row["seeds"].values():
-                end = seed.get("final")
-                curve = seed["curve"] + ([(end["step"], end["success_last"])] if end else [])
+                curve = dict(seed["curve"])
+                if end := seed.get("final"):
+                    curve[end["step"]] = end["success_last"]
                 curves.append(curve)
                 axis.plot(
-                    *zip(*curve, strict=True), color=colours[row["reward"]], lw=0.8, alpha=0.5
-                )
-            shortest = min(map(len, curves))
-            steps = [step for step, _ in curves[0][:shortest]]
-            mean = np.mean([[v for _, v in curve[:shortest]] for curve in curves], 0)
+                    *zip(*sorted(curve.items()), strict=True), color=colours[row["reward"]], lw=0.8, alpha=0.5
+                )  # fmt: skip
+            steps = sorted(set.intersection(*map(set, curves)))
+            mean = [np.mean([curve[step] for curve in curves]) for step in steps]
             axis.plot(steps, mean, color=colours[row["reward"]], lw=2, label=REWARDS[row["reward"]])
         axis.set(title=task, xlabel="environment steps", ylim=(-0.03, 1.03))
         axis.locator_params("x", nbins=5)

@@ -36,6 +36,8 @@ warnings.filterwarnings("ignore", "The env passed to Collector is missing transf
 
 # -- flags ------------------------------------------------------------------------------------------
 
+WITH_GOALS = [suite for suite in SUITES if suite != "adroit"]  # which has no goal images
+
 
 def arg(default: Any, meaning: str, **options: Any) -> Any:
     """A field of a config that is a flag too; ``options`` go to ``ArgumentParser.add_argument``."""
@@ -46,7 +48,7 @@ def arg(default: Any, meaning: str, **options: Any) -> Any:
 class Config:
     """Flags of every example."""
 
-    suite: str = arg("metaworld", "suite of torchrl_vip.envs", choices=SUITES)
+    suite: str = arg("metaworld", "suite of torchrl_vip.envs", choices=WITH_GOALS)
     task: str = arg("coffee-button-v3", "one of the suite's list_tasks()")
     camera: str | None = arg(None, "camera, or several joined by + (the suite's own)")
     image_size: int = arg(128, "side of the rendered frames, pixels")
@@ -117,6 +119,10 @@ def parse(config: type[Config], description: str, smoke: Mapping[str, Any]) -> A
     if "--smoke" in sys.argv:
         parser.set_defaults(**smoke)
     cfg = config(**vars(parser.parse_args()))
+    if cfg.task not in (tasks := load_suite(cfg.suite).list_tasks()):
+        parser.error(f"--task {cfg.task}: --suite {cfg.suite} has {', '.join(tasks)}")
+    if cfg.image_size % 2:
+        parser.error(f"--image-size {cfg.image_size}: the videos want an even number")
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
     return cfg

@@ -19,13 +19,21 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 from torchrl.envs import Compose, EnvBase, TransformedEnv
+from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
-from torchrl_vip import VIPReward, VIPRewardTransform, VIPTransform
+from torchrl_vip import (
+    FrozenEncoder,
+    VIPRewardTransform,
+    VIPTransform,
+    goal_distance,
+    load_vip,
+)
 from torchrl_vip.data.render import failing
 from torchrl_vip.data.video import read_frames, write_video
 from torchrl_vip.envs import metaworld
 from torchrl_vip.evaluation.metrics import bumps, voc
+from torchrl_vip.goals import read_image
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -186,11 +194,15 @@ def simulated(args: argparse.Namespace) -> None:
 
 def filmed(args: argparse.Namespace) -> None:
     """Distance and reward along a video, towards its own last frame or a given goal image."""
-    images = list(read_frames(args.video))
+    encoder = FrozenEncoder(load_vip(args.encoder))
+    z_goal = encoder(read_image(args.goal)) if args.goal else None
+    z, images = [], []  # small ones: a minute of full size does not fit into memory
+    for frame in tqdm(read_frames(args.video), desc="frames", unit="frame"):
+        z.append(encoder(frame))
+        images.append(resize(frame, [min(200, *frame.shape[1:])], antialias=True))
     if len(images) < 2:
         raise ValueError(f"{args.video}: {len(images)} frame(s); wanted a video of two or more.")
-    vip = VIPReward(args.goal or images[-1], encoder=args.encoder, scale="auto")
-    curve = np.array([vip.distance(image) for image in tqdm(images, desc="frames", unit="frame")])
+    curve = goal_distance(torch.stack(z), z[-1] if z_goal is None else z_goal).numpy()
     goal = "given goal" if args.goal else "own last frame"
     print(
         f"{args.video}: {len(images)} frames, {goal}: order {voc(curve):.2f}, bumps {bumps(curve):.2f}"

@@ -101,8 +101,7 @@ class Run:
                 f"error: {self.folder} has a run: --resume continues it, or give another --out"
             )
         if not cfg.resume:
-            for log in ("csv", "tensorboard"):  # of a run without a checkpoint; loggers append
-                shutil.rmtree(self.folder / log, ignore_errors=True)
+            self._clear()
         (self.folder / "videos").mkdir(parents=True, exist_ok=True)
         (self.folder / "config.json").write_text(json.dumps(asdict(cfg), indent=2))
         self._loggers = [
@@ -113,6 +112,21 @@ class Run:
         self._shown: dict[str, str] = {}
         self._last = self.step
         self._clock = time.time()
+
+    def _clear(self) -> None:
+        """Delete the logs of a run that left no checkpoint, as loggers append; of nothing else."""
+        logs = [self.folder / name for name in ("csv", "tensorboard")]
+        config = self.folder / "config.json"
+        if not any(path.exists() for path in (config, *logs)):
+            return
+        try:
+            ours = {"task", "reward", "eval_every"} <= set(json.loads(config.read_text()))
+        except (OSError, ValueError):
+            ours = False
+        if not ours:
+            sys.exit(f"error: {self.folder} has files of something else: give another --out")
+        for log in logs:
+            shutil.rmtree(log, ignore_errors=True)
 
     def _restore(self) -> None:
         if not self._checkpoint.exists():

@@ -19,6 +19,7 @@ from torchrl_vip.evaluation.calibration import (
 from torchrl_vip.evaluation.clips import LabelledClip
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 
 def clip(group="a", success=True, frames=None):
@@ -112,6 +113,23 @@ def test_pretrain_measures_both_rivals_and_writes_its_table(tmp_path):
     assert [row["frames"] for row in report["growth"]] == [1_000, 10_000]
     assert "× the official way" in result.stdout
     assert (tmp_path / "out/pretrain-quick_growth.png").exists()
+
+
+def test_other_seeds_of_a_row_stay(tmp_path):
+    pytest.importorskip("metaworld")
+    import online_rl
+
+    def row(seed, camera="corner", value=0.5):
+        return {"task": "reach-v3", "reward": "vip", "about": {"command": f"run {seed}"}, "seeds": {
+            seed: {"camera": camera, "curve": [[10, value]]}}}  # fmt: skip
+
+    path = tmp_path / "online_rl.json"
+    assert online_rl.merged(path, [row("0")]) == [row("0")]
+    path.write_text(json.dumps({"rows": [row("0"), row("1", "hand")]}))
+    both, hand = online_rl.merged(path, [row("2")])
+    assert list(both["seeds"]) == ["0", "2"] and both["about"]["command"] == "run 0; run 2"
+    assert hand == row("1", "hand")
+    assert online_rl.merged(path, [row("0", value=0.9)])[0] == row("0", value=0.9)  # played again
 
 
 @pytest.mark.slow

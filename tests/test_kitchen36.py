@@ -225,15 +225,16 @@ def test_an_unknown_encoder_or_task_is_an_error(tmp_path, capsys) -> None:
 
 
 def test_encoders_are_compared_on_what_both_played() -> None:
-    def result(task: str, camera: str, success: bool, error: float) -> dict:
+    def result(task: str, camera: str, success: bool, error: float, seed: int = 0) -> dict:
         distance = [] if camera == "state" else [1.0]
-        return {"task": task, "camera": camera, "success": success, "joint_error": error} | {
-            "distance": distance
-        }
+        return {"task": task, "camera": camera, "seed": seed, "distance": distance} | {
+            "success": success, "joint_error": error
+        }  # fmt: skip
 
     ours = [result("a", "left", True, 0.1), result("a", "right", False, 0.9)]
+    more = [result("b", "left", True, 0.3), result("a", "left", False, 0.8, seed=1)]
     groups = {
-        ("easy", 32, "ours"): [*ours, result("b", "left", True, 0.3)],
+        ("easy", 32, "ours"): [*ours, *more],
         ("easy", 32, "theirs"): [result("a", "left", False, 0.6)],
         ("easy", 32, "summed"): [result("a", "summed", True, 0.0)],
         ("easy", 32, "state"): [result("a", "state", True, 0.0)],
@@ -243,7 +244,7 @@ def test_encoders_are_compared_on_what_both_played() -> None:
     assert [line.split("minus ")[1] for line in lines] == [
         "state: -50% [-50%, -50%], joint error +0.50 [+0.50, +0.50]",  # by task: its mean of cameras
         "summed: -50% [-50%, -50%], joint error +0.50 [+0.50, +0.50]",
-        "theirs: 100% [100%, 100%], joint error -0.50 [-0.50, -0.50]",  # left only
+        "theirs: 100% [100%, 100%], joint error -0.50 [-0.50, -0.50]",  # left and seed 0 only
     ]
 
 

@@ -80,6 +80,11 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
         ("data.decode=never", "error: data.decode=never cannot be"),
         ("preset=robot", "(?s)preset/robot.*Available options(.|\n)*finetune"),
         ("data.path=/no/where", "error: /no/where is no folder"),
+        ("data.cache=2026", "error: data.cache=2026 is a number here, no path: write it as ./NAME"),
+        (
+            "preset=finetune imagenet=true",
+            "error: imagenet=true begins .*encoder=bundled has weights",
+        ),
         ("data.validation=1", "error: all 7 clips are held out or for validation"),
     ],
 )
@@ -87,7 +92,7 @@ def test_a_wrong_field_is_one_line_and_nothing_is_written(
     option, message, clips, tmp_path, monkeypatch, capsys
 ) -> None:
     out = tmp_path / "run"
-    text = refused(monkeypatch, capsys, f"data.path={clips}", f"out_dir={out}", option)
+    text = refused(monkeypatch, capsys, f"data.path={clips}", f"out_dir={out}", *option.split())
     assert re.search(message, text), text
     assert not out.exists()
     if "error: " in message:
@@ -163,12 +168,28 @@ def test_the_end_of_a_failure_is_nobodys_goal() -> None:
     assert first == second != failure
 
 
+def test_each_camera_of_an_episode_has_goals_of_its_own_and_none_is_parted() -> None:
+    clips = [
+        Clip(Path("x"), f"{camera}/{i}", {"task": task, "camera": camera, "episode": i})
+        for camera in ("left", "wrist")
+        for i, task in enumerate(("push", "push", "", ""))
+    ]
+    assert task_numbers(clips).tolist() == [0, 0, 1, 2, 3, 3, 4, 5]
+    train, validation = split_clips(clips[2:4] + clips[6:], 0.5, [])
+    episodes = [{clip.labels["episode"] for clip in part} for part in (train, validation)]
+    assert all(episodes) and not episodes[0] & episodes[1]
+
+
 def test_a_run_goes_on_with_the_settings_it_began_with(tmp_path: Path) -> None:
     began = tmp_path / "config.yaml"
-    config = {"lr": 1e-3, "gamma": 0.98, "steps": 10, "data": {"path": "a"}}
+    config = {"lr": 1e-3, "gamma": 0.98, "steps": 10, "data": {"path": "a", "hold_out": []}}
     check_resumed(config, began)  # there is none yet
     began.write_text(yaml.safe_dump(config))
-    check_resumed(config | {"steps": 20, "data": {"path": "b"}, "new": 1}, began)
+    check_resumed(config | {"steps": 20, "data": {"path": "b", "hold_out": []}, "new": 1}, began)
+    with pytest.raises(
+        ValueError, match=r"began with data.hold_out=\[\], not data.hold_out=\['push'\]"
+    ):
+        check_resumed(config | {"data": {"path": "a", "hold_out": ["push"]}}, began)
     with pytest.raises(ValueError, match="began with lr=0.001, not lr=1e-06: .*resume=false"):
         check_resumed(config | {"lr": 1e-6}, began)
 
@@ -179,7 +200,7 @@ def test_what_marks_the_best() -> None:
     assert marks_best(own, "validation/voc") == 0.5
     assert marks_best(own, "validation/loss") == 1.0
     assert marks_best({}, "validation/voc") is None
-    with pytest.raises(ValueError, match="best=validation/vocc: choose one of validation/loss"):
+    with pytest.raises(ValueError, match="vocc: nothing of this name.*validation/loss"):
         marks_best(own, "validation/vocc")
 
 
@@ -195,8 +216,11 @@ def test_whole_groups_are_validated_on(tmp_path: Path) -> None:
     few = labelled_clips(table, 6)
     assert [clip.group for clip in few] == ["task0"] * 3 + ["task3"] * 3
     assert [clip.success for clip in few] == [False, True, True] * 2
-    (first, *_) = labelled_clips(table, 100, ends=True)
-    assert greys(first.frames) == [0, 20]
+    (first, *_) = labelled_clips(table, 100, ends=True)  # of the first success
+    assert greys(first.frames) == [1, 21]
+    table.clips = [Clip(c.path, c.name, c.labels | {"task": "one"}) for c in table.clips]
+    assert [clip.success for clip in labelled_clips(table, 4)] == [False, True, True, True]
+    assert [clip.success for clip in labelled_clips(table, 4, ends=True)] == [True] * 4
 
 
 def test_one_broken_validation_clip_is_no_end_of_a_run(tmp_path: Path, capsys) -> None:

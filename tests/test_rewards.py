@@ -46,6 +46,7 @@ from torchrl_vip import (
     goal_reward,
     preprocess,
 )
+from torchrl_vip.goals import read_image
 
 GAIN = STEP * LEVEL  # reward of a step towards a bright goal
 MAKE = [partial(GreyEnv, length=3), partial(GreyEnv, length=5)]
@@ -305,6 +306,23 @@ def test_a_goal_that_is_set_replaces_the_image_of_the_one_before():
     assert torch.equal(carried["goal_image"], torch.stack([grey(200), grey(0)]))  # none is known
     env.transform[-1].set_goal(grey(100))
     assert not env.reset(carried.exclude("_reset"))["goal_image"].any()
+    carried = env.reset(TensorDict(goal_image=torch.stack([grey(200), grey(5)]), batch_size=[2]))
+    other = make_env(goal=grey(9))
+    env.transform[-1].load_state_dict(other.transform[-1].state_dict())
+    carried = env.reset(carried)
+    assert not carried["goal_image"].any()
+    close(carried["goal_embedding"], z_of(9).expand(2, -1))
+
+
+def test_a_photo_is_turned_upright(tmp_path):
+    photo = Image.fromarray(np.arange(8 * 4 * 3, dtype=np.uint8).reshape(4, 8, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held a quarter turn
+    photo.save(tmp_path / "photo.png", exif=exif)
+    turned = torch.from_numpy(np.rot90(np.array(photo), -1).copy())
+    assert torch.equal(read_image(tmp_path / "photo.png"), turned)
+    with Image.open(tmp_path / "photo.png") as image:
+        assert torch.equal(read_image(image), turned)
 
 
 def test_goals_at_reset_and_automatic_resets_keep_them():
@@ -565,6 +583,8 @@ def test_streaming():
     assert vip.reward(grey(30)) == pytest.approx(-20 * LEVEL, abs=1e-4)
     with pytest.raises(ValueError, match="no goal"):
         VIPReward(encoder=CountingEncoder()).reward(grey(1))
+    with pytest.raises(ValueError, match="the camera gave no picture"):
+        vip.reward(None)
     with pytest.raises(ValueError, match="one image"):
         vip.reward(grey(1, 2, 8, 8, 3))
 

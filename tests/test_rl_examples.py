@@ -224,6 +224,36 @@ def test_a_run_is_not_overwritten(tmp_path):
         runs.Run(sac.SACConfig(out=str(tmp_path)))
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    mine = tmp_path / "csv" / "mine.csv"
+    mine.parent.mkdir()
+    mine.touch()
+    for config in (None, '{"backbone": "resnet18"}', "no json"):
+        if config:
+            (tmp_path / "config.json").write_text(config)
+        with pytest.raises(SystemExit, match="has files of something else"):
+            runs.Run(sac.SACConfig(out=str(tmp_path)))
+    assert mine.exists()
+    (tmp_path / "config.json").write_text(json.dumps(vars(sac.SACConfig())))  # left no checkpoint
+    runs.Run(sac.SACConfig(out=str(tmp_path))).close()
+    assert not mine.exists()
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--task", "push"], "--task push: --suite metaworld has assembly-v3"),
+        (["--suite", "adroit"], "invalid choice: 'adroit'"),
+        (["--image-size", "85"], "--image-size 85: the videos want an even number"),
+    ],
+)
+def test_a_wrong_flag_is_told_at_once(flags, says, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sac.py", *flags])
+    with pytest.raises(SystemExit):
+        common.parse(sac.SACConfig, "", {})
+    assert says in capsys.readouterr().err
+
+
 def test_help_names_every_field():
     shown = subprocess.run(
         [sys.executable, EXAMPLES / "drq.py", "--help"], capture_output=True, text=True

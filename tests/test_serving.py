@@ -105,6 +105,11 @@ def test_a_server_that_is_not_there_is_an_error_not_a_hang() -> None:
         client(images(1))
 
 
+def test_options_for_an_encoder_that_has_its_own_are_refused() -> None:
+    with pytest.raises(ValueError, match="blur for a FrozenEncoder"):
+        EncoderServer(FrozenEncoder(CountingEncoder()), blur=1.5)
+
+
 def test_a_killed_worker_ends_the_rollout_and_is_named(server) -> None:
     env = ParallelEnv(2, [functools.partial(make_worker, server.client()) for _ in range(2)])
     with pytest.raises(RuntimeError, match=r"worker 1 \(exit code -9\)"):

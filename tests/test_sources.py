@@ -229,3 +229,11 @@ def test_lazily_opened_broken_clips_are_named(tmp_path: Path) -> None:
         decode_lazily(find_clips(tmp_path)[:1], 8, progress=False)
     with pytest.raises(TypeError, match="cannot be written"):
         table.storage.set(0, None)
+    middle = tmp_path / "good" / "1.png"
+    middle.write_bytes(middle.read_bytes()[:40])  # since the run began
+    with pytest.raises(
+        ValueError, match="1.png cannot be read.* Repair the clip good or take it out"
+    ):
+        table.clip_frames(0)
+    (tmp_path / "good" / "2.png").write_bytes(b"")
+    assert "2.png" in decode_lazily(find_clips(tmp_path), 8, progress=False).skipped["good"]

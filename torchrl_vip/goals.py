@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 
@@ -34,20 +34,25 @@ def read_image(goal: Any) -> Tensor:
             raise FileNotFoundError(f"image {path} does not exist.")
         try:
             with Image.open(path) as image:
-                goal = image.convert("RGB")
+                goal = _upright(image)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             # a PNG that is broken between its chunks is a SyntaxError to Pillow
             raise ValueError(
                 f"image {path} cannot be read; wanted a PNG, JPEG, GIF or WebP ({error})."
             ) from error
     if isinstance(goal, Image.Image):
-        goal = np.array(goal.convert("RGB"))
+        goal = np.array(_upright(goal))
     if isinstance(goal, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(goal))
     raise TypeError(
         f"a goal of type {type(goal).__name__}; wanted an image (tensor, array or PIL), a path, an "
         "embedding, or a list of these."
     )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As RGB, the way up that a telephone or camera held otherwise says in the file."""
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def is_image(tensor: Tensor, dim: int | None, batch: torch.Size) -> bool:

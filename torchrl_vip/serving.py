@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import secrets
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -57,12 +56,16 @@ class EncoderServer:
             encoder = load_vip(encoder)
         if not isinstance(encoder, FrozenEncoder):
             encoder = FrozenEncoder(encoder, **options)
+        elif options:
+            raise ValueError(
+                f"{', '.join(options)} for a FrozenEncoder, which has its own already."
+            )
         self.encoder = encoder
         self.timeout = timeout
         # Plain queues break when they travel inside the environment maker of a ParallelEnv.
         self._transport = MPTransport(use_manager=True)
         self._server = ProcessInferenceServer(
-            policy_factory=partial(_joint_forward, encoder),
+            policy_factory=partial(partial, _embed, encoder),
             transport=self._transport,
             max_batch_size=max_batch_size,
             min_batch_size=min_batch_size,
@@ -91,10 +94,6 @@ class EncoderServer:
 
     def __exit__(self, *_: Any) -> None:
         self.shutdown()
-
-
-def _joint_forward(encoder: FrozenEncoder) -> Callable[[TensorDictBase], TensorDictBase]:
-    return partial(_embed, encoder)
 
 
 def _embed(encoder: FrozenEncoder, requests: TensorDictBase) -> TensorDictBase:

@@ -94,6 +94,8 @@ class VIPReward:
         return float(self._core._reward_of(z_next, z=z))
 
     def _embed(self, frame: Any) -> Tensor:
+        if frame is None:
+            raise ValueError("no frame (None): the camera gave no picture; wanted [H, W, 3].")
         frame = read_image(frame)
         if frame.ndim != 3:
             raise ValueError(f"a frame of shape {tuple(frame.shape)}; wanted one image, [H, W, 3].")

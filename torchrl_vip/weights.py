@@ -158,8 +158,10 @@ def _replace(path: Path, write) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, SafetensorError):  # its own type for a full disk
+            raise OSError(f"{path} could not be written ({error}).") from error
         raise
 
 

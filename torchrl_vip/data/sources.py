@@ -32,6 +32,13 @@ class Clip:
     labels: dict = field(default_factory=dict, compare=False, hash=False)
     span: tuple[int, int] | None = None
 
+    @property
+    def scene(self) -> str | None:
+        """What clips have in common whose ends are each other's goals: their label "group", or else
+        "task", seen by the same "camera"; None where the labels tell neither."""
+        task, camera = self.labels.get("task"), self.labels.get("camera")
+        return self.labels.get("group") or (f"{task}/{camera}" if task and camera else task)
+
 
 def find_clips(source: str | Path) -> list[Clip]:
     """All clips of a source, sorted by name; nothing is decoded.
@@ -112,7 +119,7 @@ def ego4d_clips(manifest: Path) -> list[Clip]:
             Clip(
                 manifest.parent / row["path"],
                 row["path"].rstrip("/"),
-                {k: _value(v) for k, v in row.items() if k and k not in ("path", "len")},
+                {k: _value(v or "") for k, v in row.items() if k and k not in ("path", "len")},
                 span=(0, int(row["len"])),
             )
             for row in rows

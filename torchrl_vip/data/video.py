@@ -88,6 +88,14 @@ def decode_at(path: Path, index: Tensor) -> Tensor:
         raise ValueError(f"{path}: not a readable video ({reason})") from error
 
 
+def frames_at(path: Path, index: Tensor) -> Sequence[Tensor]:
+    """The same of a video file or a folder of numbered frames; uint8 ``[3, H, W]`` each."""
+    if not path.is_dir():
+        return decode_at(path, index)
+    files = frame_files(path)
+    return [read_image(files[j]).permute(2, 0, 1) for j in index.tolist()]
+
+
 def to_square(frames: Tensor, size: int) -> Tensor:
     """``[*B, 3, H, W]`` at storage size: shorter side resized to ``size``, centre square."""
     return F.center_crop(F.resize(frames, [size], antialias=True), [size, size])
@@ -128,6 +136,11 @@ class FrameTable:
     start: Tensor
     length: Tensor
     skipped: dict[str, str]
+
+    def clip_ends(self, i: int) -> Tensor:
+        """uint8 ``[2, 3, S, S]``, the first and last frame of clip i."""
+        start, length = int(self.start[i]), int(self.length[i])
+        return self.storage.get(torch.tensor([start, start + length - 1]))["pixels"]
 
     def clip_frames(self, i: int) -> Tensor:
         """uint8 ``[T, 3, S, S]`` of clip i."""
@@ -259,11 +272,13 @@ class LazyVideoStorage(Storage):
             mine = (owner == i).nonzero()[:, 0]
             clip = self.clips[i]
             frame = flat[mine] - self.start[i] + (clip.span[0] if clip.span else 0)
-            if clip.path.is_dir():
-                files = frame_files(clip.path)
-                frames = [read_image(files[j]).permute(2, 0, 1) for j in frame.tolist()]
-            else:
-                frames = decode_at(clip.path, frame)
+            try:
+                frames = frames_at(clip.path, frame)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}; it could be when the run began. Repair the clip {clip.name} or take it "
+                    "out, then go on."
+                ) from error
             pixels[mine] = torch.stack([to_square(f, self.size) for f in frames])
         return TensorDict({"pixels": pixels.reshape(*rows.shape, *pixels.shape[1:])}, rows.shape)
 
@@ -323,6 +338,7 @@ def _try_count(clip: Clip) -> int | str:
     try:
         if clip.path.is_dir():
             count = len(frame_files(clip.path)[slice(*(clip.span or (None,)))])
+            first, end = 0, count
         else:
             with _ONE_THREAD_PER_FILE[str(clip.path)]:
                 count = len(VideoClipRef(str(clip.path)))
@@ -330,10 +346,9 @@ def _try_count(clip: Clip) -> int | str:
                 return f"{clip.path}: {count} frames, frames {clip.span} wanted"
             first, end = clip.span or (0, count)
             count = end - first
-            if count >= 2:
-                decode_at(clip.path, torch.tensor([first, end - 1]))
         if count < 2:
             return f"{clip.path}: {count} frame(s), a clip needs two or more"
+        frames_at(clip.path, torch.tensor([first, end - 1]))
         return count
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()

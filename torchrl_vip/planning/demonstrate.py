@@ -190,7 +190,8 @@ def demonstrate(
         return stored
     recipe = RECIPES.get(task, Recipe())
     sim = KitchenSim(task, image_size=32)
-    number = 1 + max((d.seed - 1000 * seed for d in planned), default=-1)
+    numbers = [d.seed - 1000 * seed for d in planned]  # of others where --seed was another
+    number = 1 + max((n for n in numbers if 0 <= n < 500), default=-1)
     if len(solved) < episodes and number < attempts:
         make_sim = partial(PlanningSim, task, recipe)
         with Rollouts(make_sim, state_reward, processes=processes) as rollouts:

@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import mujoco
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from torchrl_vip.envs.simulator import Simulator
+from torchrl_vip.envs.simulator import Simulator, mujoco
 from torchrl_vip.planning.registration import FoundRobot, place
 
 Distance = Callable[[np.ndarray], np.ndarray]

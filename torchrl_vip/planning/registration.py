@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import mujoco
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from torchrl_vip.envs.simulator import Simulator
+from torchrl_vip.envs.simulator import Simulator, mujoco
 from torchrl_vip.planning.mppi import CEM
 
 CELL = 4  # pixels: pictures are compared as means of such squares, so that near misses count

@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
         sys.exit(f"missing {', '.join(f'{k}=...' for k in sorted(missing))}; see --help.")
     try:
         final = pretrain(OmegaConf.to_container(config, resolve=True))
-    except (ValueError, OSError, CheckpointError) as error:
+    except (ValueError, OSError, ImportError, CheckpointError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
         if not processes.lost(error):

@@ -84,6 +84,21 @@ def check(config: dict[str, Any]) -> None:
             f"views={config['views']} wants freeze_below=head: features are stored once, so the "
             f"backbone cannot be trained (freeze_below={config['freeze_below']})."
         )
+    if config["imagenet"] and config["encoder"] not in ENCODERS:
+        raise ValueError(
+            f"imagenet=true begins a network of {', '.join(ENCODERS)} with ImageNet's weights; "
+            f"encoder={config['encoder']} has weights of its own."
+        )
+    paths = data["path"] if isinstance(data["path"], list) else [data["path"]]
+    for key, path in (
+        ("out_dir", config["out_dir"]),
+        ("data.cache", data["cache"] or "none"),
+        *(("data.path", path) for path in paths),
+    ):
+        if not isinstance(path, str | os.PathLike):
+            raise ValueError(
+                f"{key}={path!r} is a number here, no path: write it as ./NAME on the command line."
+            )
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if config["batch_size"] % processes:
         raise ValueError(
@@ -101,10 +116,10 @@ def check(config: dict[str, Any]) -> None:
 
 
 FREE = frozenset(
-    "data out_dir steps device precision compile resume checkpoint_every keep_checkpoints best "
-    "validate_every validation_clips loggers progress".split()
+    "data.path data.decode data.cache data.workers out_dir steps device precision compile resume "
+    "checkpoint_every keep_checkpoints validate_every validation_clips loggers progress".split()
 )
-"""Fields that may change when a run goes on."""
+"""Fields that may change when a run goes on: the clips may have moved, not changed sides."""
 
 
 def check_resumed(config: dict[str, Any], began: Path) -> None:
@@ -115,7 +130,7 @@ def check_resumed(config: dict[str, Any], began: Path) -> None:
     """
     if not began.exists():
         return
-    old = yaml.safe_load(began.read_text())
+    old, config = _flat(yaml.safe_load(began.read_text())), _flat(config)
     changed = [k for k in config if k in old and k not in FREE and old[k] != config[k]]
     if changed:
         raise ValueError(
@@ -123,6 +138,19 @@ def check_resumed(config: dict[str, Any], began: Path) -> None:
             f"{', '.join(f'{k}={config[k]}' for k in changed)}: give those, or another out_dir, or "
             "resume=false to begin anew."
         )
+
+
+def write_config(config: dict[str, Any], path: Path) -> None:
+    """Write a run's config.yaml, whole or not at all."""
+    part = path.with_suffix(".tmp")
+    part.write_text(yaml.safe_dump(config, sort_keys=False))
+    os.replace(part, path)
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """With the fields of "data" beside the others, as "data.path" and so on."""
+    data = {f"data.{key}": value for key, value in config["data"].items()}
+    return {key: value for key, value in config.items() if key != "data"} | data
 
 
 def pick_device(name: str) -> torch.device:

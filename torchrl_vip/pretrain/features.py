@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from tensordict import MemoryMappedTensor, TensorDict
-from torch import Tensor
 from torchrl.data import TensorStorage
 from tqdm import tqdm
 
@@ -82,14 +81,9 @@ def _fingerprint(table: FrameTable, network: FrozenEncoder, config: dict[str, An
     digest = hashlib.sha256()
     names = [clip.name for clip in table.clips]
     options = [config[k] for k in ("views", "stride", "crop_scale", "flip", "colour")]
-    ends = [_ends(table, i).numpy().tobytes() for i in range(len(names))]
+    # a few pixels of each clip's first and last frame
+    ends = [table.clip_ends(i)[..., ::16, ::16].numpy().tobytes() for i in range(len(names))]
     digest.update(repr((names, table.length.tolist(), ends, options, network.dtype)).encode())
     for name, weight in network.state_dict().items():
         digest.update(name.encode() + weight.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _ends(table: FrameTable, i: int) -> Tensor:
-    """A few pixels of a clip's first and last frame."""
-    start, length = int(table.start[i]), int(table.length[i])
-    return table.storage.get(torch.tensor([start, start + length - 1]))["pixels"][..., ::16, ::16]

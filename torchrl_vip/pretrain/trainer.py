@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -31,7 +31,7 @@ from torchrl_vip.encoders import ENCODERS, VIPEncoder, native_bfloat16
 from torchrl_vip.functional import resize_size
 from torchrl_vip.losses import EmbeddingLoss, TCNLoss, TripletLoss, VIPLoss
 from torchrl_vip.pretrain import processes
-from torchrl_vip.pretrain.check import check, check_resumed, pick_device
+from torchrl_vip.pretrain.check import check, check_resumed, pick_device, write_config
 from torchrl_vip.pretrain.features import embed_once
 from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog
 from torchrl_vip.pretrain.validation import (
@@ -63,8 +63,6 @@ def pretrain(config: dict[str, Any]) -> Path:
     if config["resume"] and any((out / "checkpoints").glob("step_*.pt")):
         check_resumed(config, out / "config.yaml")
     out.mkdir(parents=True, exist_ok=True)
-    if first_process:
-        (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
     torch.manual_seed(config["seed"])
     encoder = make_encoder(config).to(device, memory_format=torch.channels_last)
@@ -105,11 +103,14 @@ def pretrain(config: dict[str, Any]) -> Path:
     )
     first = checkpoints.load(device) if config["resume"] else 0
     processes.wait()  # nobody deletes or writes before all have read
+    if first > total:
+        raise ValueError(f"steps={total}, but {out} is at step {first} already: give more.")
     if first_process:
         if first == 0:
             checkpoints.clear()
         else:
             print(f"resumed from step {first} of {total} ({checkpoints.path(first)})")
+        write_config(config, out / "config.yaml")
     buffer.sampler.step = first
     log = MetricsLog(out / "metrics.csv", first, config["loggers"]) if first_process else None
     measure = partial(
@@ -165,6 +166,8 @@ def pretrain(config: dict[str, Any]) -> Path:
     if first_process:
         describe(averaged.module.eval(), config, train_table)
         save_vip(averaged.module, out / "final")
+        if math.isinf(best.value):  # nothing was validated: what is there is of a run before
+            shutil.rmtree(out / "best", ignore_errors=True)
     processes.stop()
     return out / "final"
 
@@ -290,14 +293,10 @@ def make_buffer(
 
 
 def task_numbers(clips: list[Clip]) -> Tensor:
-    """int64 ``[V]``: successes with the same "group", or else "task", have the same number; a failure
-    has its own, as its end is nobody's goal."""
+    """int64 ``[V]``: successes of the same :attr:`Clip.scene` have the same number; a failure has its
+    own, as its end is nobody's goal."""
     names = [
-        str(
-            clip.labels.get("success", True)
-            and (clip.labels.get("group") or clip.labels.get("task"))
-            or ("clip", i)
-        )
+        str((clip.labels.get("success", True) and clip.scene) or ("clip", i))
         for i, clip in enumerate(clips)
     ]
     number = {name: n for n, name in enumerate(dict.fromkeys(names))}
@@ -352,6 +351,11 @@ def choose_clips(data: dict[str, Any]) -> tuple[list[Clip], list[Clip]]:
     if not train:
         raise ValueError(
             f"all {len(clips)} clips are held out or for validation: nothing to train on."
+        )
+    if data["validation"] and not validation:
+        print(
+            f"no validation: all {len(clips)} clips share one group; name a label's values by "
+            'data.validation=[...], or give the clips a label "group".'
         )
     return train, validation
 
@@ -413,8 +417,8 @@ def split_clips(
 
     def draw(clip: Clip) -> float:
         """In [0, 1), the same for all clips of a group, whatever else there is."""
-        labels = (clip.labels.get(key) for key in ("group", "lab", "task"))
-        group = next((label for label in labels if label), clip.name)
+        labels = (clip.labels.get(key) for key in ("group", "lab", "task", "episode"))
+        group = next((label for label in labels if label not in (None, "")), clip.name)
         return int(hashlib.sha256(str(group).encode()).hexdigest(), 16) % 10_000 / 10_000
 
     clips = [clip for clip in clips if not labelled(clip, hold_out)]

@@ -19,31 +19,31 @@ from torchrl_vip.losses import EmbeddingLoss, VIPLoss
 
 
 def labelled_clips(table: FrameTable, most: int, *, ends: bool = False) -> list[LabelledClip]:
-    """Clips of a table with their labels, ``most`` at most: whole groups (label "group", or else "task"),
-    spread evenly over the table where there are too many. ``ends``: of each the first and last frame only.
+    """Clips of a table with their labels, ``most`` at most: groups (:attr:`Clip.scene`) as whole as that
+    allows, spread evenly over the table. ``ends``: successes only, and of each the first and last frame.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for i, clip in enumerate(table.clips):
-        groups[str(clip.labels.get("group") or clip.labels.get("task") or clip.name)].append(i)
-    share = min(1.0, most / len(table.clips))
-    spread = np.linspace(0, len(groups) - 1, max(1, round(share * len(groups)))).astype(int)
-    names = list(groups)
-    chosen = [(names[n], i) for n in spread for i in groups[names[n]]][:most]
+        if not ends or clip.labels.get("success", True):
+            groups[str(clip.scene or clip.name)].append(i)
+    names, count = list(groups), sum(map(len, groups.values()))
+    share = min(1.0, most / max(count, 1))
+    chosen = [(names[n], i) for n in _spread(len(names), max(1, round(share * len(names))))
+              for i in groups[names[n]]]  # fmt: skip
     return [
         LabelledClip(
-            frames=_ends(table, i) if ends else table.clip_frames(i),
+            frames=table.clip_ends(i) if ends else table.clip_frames(i),
             group=group,
             success=bool(table.clips[i].labels.get("success", True)),
             name=table.clips[i].name,
         )
-        for group, i in chosen
+        for group, i in (chosen[j] for j in _spread(len(chosen), most))
     ]
 
 
-def _ends(table: FrameTable, i: int) -> torch.Tensor:
-    """uint8 [2, 3, S, S]."""
-    first = int(table.start[i])
-    return table.storage.get(torch.tensor([first, first + int(table.length[i]) - 1]))["pixels"]
+def _spread(count: int, most: int) -> list[int]:
+    """Numbers below ``count``, evenly spread, ``most`` at most."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
 
 
 def validate(
@@ -99,7 +99,7 @@ def reward_calibration(encoder: VIPEncoder, table: FrameTable, most: int = 200) 
         ``reward_scale``: 1 / that distance, so that a success returns about 1; and
         ``typical_distance``. Empty where no clip is a success.
     """
-    clips = [clip for clip in labelled_clips(table, most, ends=True) if clip.success]
+    clips = labelled_clips(table, most, ends=True)
     if not clips:
         return {}
     z = embed_clips(FrozenEncoder(encoder), clips)
@@ -116,7 +116,9 @@ def marks_best(metrics: dict[str, float], name: str) -> float | None:
     if name == "validation/voc" and name not in metrics:  # no two clips share a group
         name = "validation/voc_own"
     if metrics and name not in metrics:
-        raise ValueError(f"best={name}: choose one of {', '.join(sorted(metrics))}.")
+        order = name in ("validation/voc", "validation/voc_own")
+        reason = "no validation clip is a success" if order else "nothing of this name is measured"
+        raise ValueError(f"best={name}: {reason}; choose one of {', '.join(sorted(metrics))}.")
     return metrics.get(name)
 
 

@@ -658,7 +658,8 @@ class VIPRewardTransform(Transform):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if "goal" in state:
-            self._goals.embedding, self._pending = state["goal"], None
+            self._goals.set(state["goal"])
+            self._pending = None
 
     def clone(self):
         """Like this one, with goals of its own from now on."""
