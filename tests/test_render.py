@@ -202,6 +202,25 @@ def test_clips_are_rendered_listed_and_not_rendered_twice(tmp_path: Path) -> Non
     cli(tmp_path, *options, "--seed", "1")  # other clips, so they are made
     again = json.loads((tmp_path / "manifest.json").read_text())
     assert [e["seed"] for e in again] != [e["seed"] for e in manifest]
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.mp4")}
+    cli(tmp_path, *options, "--seed", "1", "--distractors", "3")  # looks otherwise
+    assert all(p.stat().st_mtime_ns != before[p] for p in before)
+
+
+@pytest.mark.slow
+def test_stored_demonstrations_are_added_view_by_view(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(load_suite("kitchen"), "CAMERAS", ("default",))
+    options = ["--out", str(tmp_path), "--suite", "kitchen", "--split", "heldout", "--size", "32"]
+    options += ["--stride", "10", "--tasks"]
+    render.main([*options, "light_on"])
+    first = render.read_manifest(tmp_path)
+    assert {Path(file).parent.as_posix() for file in first} == {"light_on/default"}
+    assert {entry["success"] for entry in first.values()} == {True, False}
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.mp4")}
+    render.main([*options, "light_on", "micro_close"])
+    both = render.read_manifest(tmp_path)
+    assert first.items() < both.items() and "micro_close/default/success_0000.mp4" in both
+    assert all(p.stat().st_mtime_ns == time for p, time in before.items())
 
 
 @pytest.mark.parametrize("option", [("--tasks", "fly-v3"), ("--size", "47")])

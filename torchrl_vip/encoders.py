@@ -172,7 +172,8 @@ class FrozenEncoder(nn.Module):
             of a pixel is another edge (Zhang, 2019, arXiv 1904.11486), and that noise hides the last
             centimetres before a goal. 1.5 suits the bundled encoders in simulation.
         dtype: of the network's arithmetic. None picks per device at run time, see
-            :func:`inference_dtype`. Modules that are called as they are run under autocast.
+            :func:`inference_dtype`; torch.float32 keeps single precision. Modules that are called as
+            they are run under autocast.
         channels_last: memory format of frames and folded weights.
         compile: ``torch.compile`` the network. Without a C++ compiler it falls back and says so.
         chunk_size: at most so many frames in one forward; None cuts nowhere.

@@ -7,7 +7,8 @@ its success's number of frames, so that length tells nothing. Of Meta-World's 50
 held-out split only; FrankaKitchen's clips are its shipped demonstrations. Writes DIR/<task>/<name>.mp4
 and DIR/manifest.json, a list of {file, suite, task, success, kind, group, seed, frames, size, stride,
 reward}; reward is the task's own, one a frame after the first. Every clip is a function of (--seed,
-task, number): a killed run continues where it stopped.
+task, number) and the options that its entry lists: a killed run continues where it stopped, and what was
+rendered otherwise is rendered anew.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import multiprocessing
 import os
 import threading
 import zlib
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import lru_cache
@@ -28,37 +30,41 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from torchrl_vip.data.video import write_video
 from torchrl_vip.envs import SUITES, load_suite
 from torchrl_vip.envs.simulator import Act, Episode, Simulator, ends_solved, play
 
 MAX_STEPS, SETTLE, ATTEMPTS = 200, 10, 30  # environment steps; tries before a clip is given up
 FAILURES = ("stops", "misses", "random", "still")
+SCENES = ("split", "per_scene", "distractors")  # options that change how a clip looks
+GOP = 10  # random access decodes at most so many frames
 
 
-def write_mp4(path: Path, frames: np.ndarray, fps: int = 20) -> None:
-    """Writes uint8 [N, H, W, 3] as yuv420p, in one atomic step. H and W are even."""
-    import av
-
-    names = av.codecs_available
-    codec = "libx264" if "libx264" in names else "mpeg4"
-    options = {"crf": "18", "preset": "medium"} if codec == "libx264" else {"qscale": "2"}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with av.open(str(part), "w", format="mp4") as video:
-        stream = video.add_stream(codec, rate=fps, options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.gop_size = 10  # random access decodes at most 10 frames
-        for frame in frames:
-            video.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        video.mux(stream.encode())
-    part.replace(path)
+Entry = dict[str, Any]
+"""What the manifest says of a clip."""
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON in one atomic step."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    part.replace(path)
+def read_manifest(out: Path) -> dict[str, Entry]:
+    """Entries by file."""
+    manifest = out / "manifest.json"
+    listed = json.loads(manifest.read_text()) if manifest.exists() else []
+    return {entry["file"]: entry for entry in listed}
+
+
+def write_manifest(out: Path, entries: dict[str, Entry]) -> None:
+    """In one atomic step; a clip counts once it is listed here, and it is listed once it is whole."""
+    part = out / ".manifest.json.part"
+    part.write_text(json.dumps([entries[file] for file in sorted(entries)], indent=1) + "\n")
+    part.replace(out / "manifest.json")
+
+
+def _is_there(args: argparse.Namespace, entry: Entry | None, stride: int) -> bool:
+    """Whether a clip has been rendered as it is wanted."""
+    return (
+        entry is not None
+        and (args.out / entry["file"]).exists()
+        and (entry["size"], entry["stride"]) == (args.size, stride)
+    )
 
 
 def clip_seed(*names: Any) -> int:
@@ -102,24 +108,29 @@ def simulator(suite: str, task: str, size: int) -> Simulator:
     return load_suite(suite).SIMULATOR(task, image_size=size)
 
 
-def render_pair(job: dict[str, Any]) -> list[dict[str, Any]]:
+def drawn_stride(seed: int, task: str, number: int, strides: list[int]) -> int:
+    """The speed of a clip."""
+    return strides[clip_seed(seed, task, "stride", number) % len(strides)]
+
+
+def render_pair(job: dict[str, Any]) -> list[Entry]:
     """Renders a success and, for the held-out split, its failure; returns manifest entries."""
     task, number, heldout = job["task"], job["number"], job["split"] == "heldout"
     sim, out = simulator(job["suite"], task, job["size"]), Path(job["out"])
-    strides = job["strides"]
-    stride = strides[clip_seed(job["seed"], task, "stride", number) % len(strides)]
+    stride = drawn_stride(job["seed"], task, number, job["strides"])
     scene = 0 if heldout else number // job["per_scene"]
     group = f"{task}/{scene}" if not heldout and job["per_scene"] > 1 else task
 
-    def entry(name: str, played: Episode, **values: Any) -> dict[str, Any]:
+    def entry(name: str, played: Episode, **values: Any) -> Entry:
         file, frames = f"{task}/{name}_{number:04d}.mp4", played.frames
-        write_mp4(out / file, frames)
+        write_video(out / file, frames, gop_size=GOP)
         reward = played.reward[stride - 1 :: stride][: len(frames) - 1]
         return {
-            **{"file": file, "suite": job["suite"], "task": task, "group": group, **values},
-            **{"frames": len(frames), "size": job["size"], "stride": stride},
+            "file": file, "suite": job["suite"], "task": task, "group": group, **values,
+            "frames": len(frames), "size": job["size"], "stride": stride,
+            **{key: job[key] for key in SCENES},
             "reward": [round(float(r), 4) for r in reward],
-        }
+        }  # fmt: skip
 
     looks = sim.MILD if heldout else replace(sim.WIDE, distractors=job["distractors"])
     sim.randomize(looks, clip_seed(job["seed"], task, "looks", scene))
@@ -154,38 +165,33 @@ def render_pair(job: dict[str, Any]) -> list[dict[str, Any]]:
     return entries
 
 
-def render_stored(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The kitchen's shipped demonstrations from each of its cameras; returns manifest entries."""
-    suite, entries = load_suite(args.suite), []
+def render_stored(args: argparse.Namespace, entries: dict[str, Entry]) -> None:
+    """The kitchen's shipped demonstrations from each of its cameras, as they are missing in ``entries``."""
+    suite, (stride,) = load_suite(args.suite), args.stride
     views = [
         (task, camera) for task in args.tasks or suite.list_tasks() for camera in suite.CAMERAS
     ]
     for task, camera in tqdm(views, unit="view"):
+        stored, wanted, number = suite.demonstrations(task, success=None), {}, Counter()
+        for demonstration in stored:
+            name = "success" if demonstration.success else "failure"
+            wanted[f"{task}/{camera}/{name}_{number[name]:04d}.mp4"] = demonstration
+            number[name] += 1
+        if all(_is_there(args, entries.get(file), stride) for file in wanted):
+            continue
         sim = suite.SIMULATOR(task, camera=camera, image_size=args.size)
         (args.out / task / camera).mkdir(parents=True, exist_ok=True)
-        number = {True: 0, False: 0}
-        for stored in suite.demonstrations(task, success=None):
-            name = "success" if stored.success else "failure"
-            file = f"{task}/{camera}/{name}_{number[stored.success]:04d}.mp4"
-            number[stored.success] += 1
-            stride = args.stride[0]
-            played = sim.replay(stored.qpos[::stride])
-            write_mp4(args.out / file, played.frames)
-            entries.append(
-                {
-                    **{
-                        "file": file,
-                        "suite": args.suite,
-                        "task": task,
-                        "group": f"{task}/{camera}",
-                    },
-                    **{"success": bool(stored.success), "kind": stored.kind, "seed": stored.seed},
-                    **{"frames": len(played.frames), "size": args.size, "stride": stride},
-                    "reward": [round(float(r), 4) for r in played.reward[1:]],
-                }
-            )
+        for file, demonstration in wanted.items():
+            played = sim.replay(demonstration.qpos[::stride])
+            write_video(args.out / file, played.frames, gop_size=GOP)
+            entries[file] = {
+                "file": file, "suite": args.suite, "task": task, "group": f"{task}/{camera}",
+                "success": bool(demonstration.success), "kind": demonstration.kind,
+                "seed": demonstration.seed, "frames": len(played.frames), "size": args.size,
+                "stride": stride, "reward": [round(float(r), 4) for r in played.reward[1:]],
+            }  # fmt: skip
         sim.close()
-    return entries
+        write_manifest(args.out, entries)
 
 
 def _start_worker() -> None:
@@ -207,7 +213,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--suite", choices=SUITES, default="metaworld")
     parser.add_argument("--split", choices=("train", "heldout"), default="train")
     parser.add_argument("--tasks", nargs="+", help="only these tasks (default: all of the split)")
-    parser.add_argument("--episodes", type=int, default=10, help="successes a task")
+    parser.add_argument(
+        "--episodes", type=int, default=10, help="successes a task; the kitchen has what is shipped"
+    )
     parser.add_argument(
         "--per-scene", type=int, default=1,
         help="successes that share a scene in the train split, and so can be each other's goal",
@@ -244,16 +252,16 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--stride {args.stride}: wanted 1 or more")
     if unknown := set(tasks) - set(suite.list_tasks() if stored else scripted):
         parser.error(f"no script for tasks {sorted(unknown)} of {args.suite}; there is {scripted}")
+    if stored and len(args.stride) > 1:
+        parser.error(f"--suite {args.suite} takes one --stride")
+    entries = read_manifest(args.out)
     if stored:
-        entries = render_stored(args)
-        write_json(args.out / "manifest.json", entries)
+        render_stored(args, entries)
         print(f"{len(entries)} clips in {args.out}")
         return
     for task in tasks:
         (args.out / task).mkdir(parents=True, exist_ok=True)
 
-    manifest = args.out / "manifest.json"
-    entries = {e["file"]: e for e in json.loads(manifest.read_text())} if manifest.exists() else {}
     names = ("success",) if args.split == "train" else ("success", "failure")
     options = {"out": str(args.out), "suite": args.suite, "split": args.split, "seed": args.seed}
     options |= {"size": args.size, "strides": args.stride, "per_scene": args.per_scene}
@@ -263,14 +271,14 @@ def main(arguments: list[str] | None = None) -> None:
         return clip_seed(args.seed, task, entry["kind"], number, entry["tries"] - 1)
 
     def finished(task: str, number: int) -> bool:
-        files = [f"{task}/{name}_{number:04d}.mp4" for name in names]
+        clips = [entries.get(f"{task}/{name}_{number:04d}.mp4") for name in names]
+        stride = drawn_stride(args.seed, task, number, args.stride)
         return all(
-            file in entries
-            and (args.out / file).exists()
-            and entries[file]["size"] == args.size
-            and entries[file]["stride"] in args.stride
-            and entries[file]["seed"] == drawn_seed(task, number, entries[file])
-            for file in files
+            _is_there(args, clip, stride)
+            and clip["seed"] == drawn_seed(task, number, clip)
+            # manifests of before have no such entries
+            and all(clip.get(key, options[key]) == options[key] for key in SCENES)
+            for clip in clips
         )
 
     jobs = [
@@ -285,12 +293,14 @@ def main(arguments: list[str] | None = None) -> None:
         ) as pool,
         tqdm(total=len(jobs), unit="episode") as progress,
     ):
-        for future in as_completed([pool.submit(render_pair, job) for job in jobs]):
-            for entry in future.result():
-                entries[entry["file"]] = entry
-            # a clip counts once it is listed here, and it is listed once it is whole
-            write_json(manifest, [entries[file] for file in sorted(entries)])
-            progress.update()
+        try:
+            for future in as_completed([pool.submit(render_pair, job) for job in jobs]):
+                entries |= {entry["file"]: entry for entry in future.result()}
+                write_manifest(args.out, entries)
+                progress.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else it renders all the others first
+            raise
     wanted = len(tasks) * args.episodes * len(names)
     print(f"{len(entries)} clips in {args.out} ({wanted} asked for)")
 

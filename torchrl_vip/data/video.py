@@ -355,15 +355,28 @@ def _try_count(clip: Clip) -> int | str:
         return f"{clip.path}: not a readable video ({reason[0] if reason else error!r})"
 
 
-def write_video(path: str | Path, frames: np.ndarray | Tensor, fps: int = 20) -> Path:
-    """Write uint8 ``[T, H, W, 3]`` frames (even H and W) as an H.264 mp4."""
+def write_video(
+    path: str | Path, frames: np.ndarray | Tensor, fps: int = 20, *, gop_size: int | None = None
+) -> Path:
+    """Write uint8 ``[T, H, W, 3]`` frames (even H and W) as an mp4, whole or not at all.
+
+    H.264, or MPEG-4 where PyAV has no libx264. ``gop_size``: frames from one key frame to the next at
+    most, for random access; None is the codec's own.
+    """
     import av
 
     path = Path(path)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "18"})
+    codec, options = "libx264", {"crf": "18"}
+    if codec not in av.codecs_available:
+        codec, options = "mpeg4", {"qscale": "2"}
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with av.open(str(part), "w", format="mp4") as container:
+        stream = container.add_stream(codec, rate=fps, options=options)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        if gop_size:
+            stream.gop_size = gop_size
         for frame in np.asarray(frames):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+    part.replace(path)
     return path
