@@ -84,6 +84,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="of section images, e.g. cuda")
     parser.add_argument("--seconds", type=float, help="target time per batch size (45)")
     parser.add_argument("--task", help="of dm_control, e.g. cheetah-run, or of Meta-World")
+    parser.add_argument("--workers", type=int, nargs="+", help="of section env (2 8)")
     parser.add_argument("--rounds", type=int, help="turns of the environments (8)")
     parser.add_argument("--steps", type=int, help="environment steps a turn (15)")
     parser.add_argument("--checkpoint", help="for the rewards; the bundled one by default")
@@ -99,6 +100,7 @@ def parse_args() -> argparse.Namespace:
     args.no_compile |= quick
     args.batches = args.batches or ([1, 4] if quick else [1, 8, 64])
     args.seconds = args.seconds or (6 if quick else 45)
+    args.workers = args.workers or ([2] if quick else [2, 8])
     args.rounds = args.rounds or (2 if quick else 8)
     args.steps = args.steps or (5 if quick else 15)
     args.task = args.task or "cheetah-run"
@@ -242,26 +244,32 @@ class Stepper:
 
 
 def env_speed(args: argparse.Namespace) -> list[dict]:
-    """Rows: where the transform sits, precision, torch threads of the main process, frames/s."""
-    workers, threads = 2, torch.get_num_threads()
+    """Rows: workers, where the transform sits, precision, torch threads of the main process, frames/s."""
+    return [row for workers in args.workers for row in speed_of_workers(args, workers)]
+
+
+def speed_of_workers(args: argparse.Namespace, workers: int) -> list[dict]:
+    threads = torch.get_num_threads()
     encoder = VIPEncoder("resnet50", dim=1024).eval()
+    torch._dynamo.reset()  # else the second number of workers compiles for any number
 
     def parallel(make: Callable[[str, int], EnvBase]) -> ParallelEnv:
         seeds = range(args.seed, args.seed + workers)
         return ParallelEnv(workers, [partial(make, args.task, seed) for seed in seeds])
 
     inside = f"{BUILT_IN} inside the workers"
-    frames = parallel(make_pixels)  # one pair of workers for all transforms outside
+    frames = parallel(make_pixels)  # the same workers for all transforms outside
     built_in = TransformedEnv(frames, BuiltInTransform("resnet50").eval())
     steppers = {
         inside: Stepper(parallel(make_pixels_built_in), 1),
         f"{BUILT_IN} outside, 1 thread": Stepper(built_in, 1),
     }
     for name, dtype in PRECISIONS.items():
-        ours = TransformedEnv(frames, VIPTransform(encoder, dtype=dtype))
-        for count in sorted({1, threads}):
-            label = f"VIPTransform {name} outside, {count} thread{'s' * (count > 1)}"
-            steppers[label] = Stepper(ours, count)
+        for compiled in (False, True)[: 1 if args.no_compile else 2]:
+            ours = TransformedEnv(frames, VIPTransform(encoder, dtype=dtype, compile=compiled))
+            for count in sorted({1, threads}):
+                label = f"VIPTransform {name}{', compiled' * compiled} outside, "
+                steppers[f"{label}{count} thread{'s' * (count > 1)}"] = Stepper(ours, count)
     steppers["no transform"] = Stepper(frames, 1)
     for stepper in steppers.values():
         stepper(2)
@@ -273,6 +281,7 @@ def env_speed(args: argparse.Namespace) -> list[dict]:
     return [
         {
             "task": args.task,
+            "workers": workers,
             "case": name,
             "frames_per_second": workers * args.steps / statistics.median(t),
             "against_torchrl": ratio(times, name, inside),
@@ -370,16 +379,20 @@ def markdown(report: dict) -> str:
         lines += image_table(report["images"])
     if report.get("env"):
         rows = report["env"]
+        for workers in dict.fromkeys(r["workers"] for r in rows):
+            lines += [
+                f"## Environment frames per second: {rows[0]['task']}, 84², {workers} workers, ResNet-50",
+                "",
+                "| | frames/s | × TorchRL inside the workers |",
+                "|---|---|---|",
+                *(
+                    f"| {r['case']} | {r['frames_per_second']:.1f} | {r['against_torchrl']:.2f} |"
+                    for r in rows
+                    if r["workers"] == workers
+                ),
+                "",
+            ]
         lines += [
-            f"## Environment frames per second: {rows[0]['task']}, 84², two workers, ResNet-50",
-            "",
-            "| | frames/s | × TorchRL inside the workers |",
-            "|---|---|---|",
-            *(
-                f"| {r['case']} | {r['frames_per_second']:.1f} | {r['against_torchrl']:.2f} |"
-                for r in rows
-            ),
-            "",
             "Threads are torch's in the main process: ParallelEnv sets them to 1 here, and each "
             "worker has 1.",
             "",
