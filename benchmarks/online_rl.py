@@ -267,12 +267,16 @@ def draw(rows: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))
+    columns = min(len(tasks), 4)
+    lines = -(-len(tasks) // columns)
     figure, axes = plt.subplots(
-        1, len(tasks), figsize=(4.2 * len(tasks), 3.4), sharey=True, squeeze=False,
+        lines, columns, figsize=(4.2 * columns, 3.4 * lines), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
+    for axis in axes.flat[len(tasks) :]:
+        axis.axis("off")
     colours = dict(zip(REWARDS, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
-    for axis, task in zip(axes[0], tasks, strict=True):
+    for axis, task in zip(axes.flat, tasks, strict=False):
         for row in (r for r in rows if r["task"] == task and r["reward"] in REWARDS):
             curves = []
             for seed in row["seeds"].values():
@@ -288,7 +292,7 @@ def draw(rows: list[dict], path: Path) -> None:
             axis.plot(steps, mean, color=colours[row["reward"]], lw=2, label=REWARDS[row["reward"]])
         axis.set(title=task, xlabel="environment steps", ylim=(-0.03, 1.03))
         axis.locator_params("x", nbins=5)
-    axes[0][0].set_ylabel("success at the last step, unseen starts")
+    figure.supylabel("success at the last step, unseen starts")
     axes[0][0].legend(fontsize=8)
     figure.savefig(path, dpi=100)
     plt.close(figure)
