@@ -177,7 +177,7 @@ def test_resume_false_starts_again_and_another_network_is_refused(
         pretrain(config_of(clips, tmp_path, resume=False, freeze_below="feet"))
     assert newest(tmp_path / "checkpoints") == 24 and not (tmp_path / "config.yaml").exists()
     (tmp_path / "best").mkdir()  # of another run: this one validates on nothing
-    data = {"path": str(clips), "validation": 0.0}
+    data = config_of(clips, tmp_path)["data"] | {"validation": 0.0}
     pretrain(config_of(clips, tmp_path, dim=4, steps=2, resume=False, data=data))
     assert newest(tmp_path / "checkpoints") == 2 and not (tmp_path / "best").exists()
     with pytest.raises(ValueError, match="steps=1, but .* is at step 2 already"):
