@@ -123,7 +123,8 @@ def play(args: argparse.Namespace, seed: int, task: str, reward: str) -> None:
             command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
     tail = " ".join((out / "output.txt").read_text().splitlines()[-1:])
-    complete = "the run has had its" in tail  # says the example, unless the flags are others
+    # says the example as it exits, unless the flags are others; a killed one says nothing new
+    complete = result.returncode == 1 and "the run has had its" in tail
     if result.returncode and not complete:
         raise RuntimeError(f"{out.name} failed ({out / 'output.txt'}): {tail}")
     print(f"{out.name}: {'complete' if complete else 'done'}", flush=True)
