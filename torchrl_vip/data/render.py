@@ -6,9 +6,9 @@ successes and N failures of each task, one scene (camera and colours) a task; a 
 its success's number of frames, so that length tells nothing. Of Meta-World's 50 tasks, 10 are in the
 held-out split only; FrankaKitchen's clips are its shipped demonstrations. Writes DIR/<task>/<name>.mp4
 and DIR/manifest.json, a list of {file, suite, task, success, kind, group, seed, frames, size, stride,
-reward}, of scripted suites split, per_scene and distractors too; reward is the task's own, one a frame after the first. Every clip is a function of (--seed,
-task, number) and the options that its entry lists: a killed run continues where it stopped, and what was
-rendered otherwise is rendered anew.
+reward}, of scripted suites split, per_scene and distractors too; reward is the task's own, one a
+frame after the first. Every clip is a function of (--seed, task, number) and the options that its
+entry lists: a killed run continues where it stopped, and what was rendered otherwise is rendered anew.
 """
 
 from __future__ import annotations
