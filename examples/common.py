@@ -90,9 +90,8 @@ class Config:
 
 
 # what may change between a run and its continuation
-CHANGEABLE = {"steps", "processes", "collector", "overlap", "threads", "out", "resume"} | {
-    name for name in Config.__annotations__ if name.startswith(("eval", "final", "checkpoint"))
-}
+CHANGEABLE = {"steps", "processes", "collector", "overlap", "threads", "compile", "out", "resume"}
+CHANGEABLE |= {n for n in Config.__annotations__ if n.startswith(("eval", "final", "checkpoint"))}
 
 
 def parse(config: type[Config], description: str, smoke: Mapping[str, Any]) -> Any:

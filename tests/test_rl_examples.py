@@ -153,6 +153,24 @@ def test_sac_runs_and_resumes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("stays", "is_actor"), [(0.0, True), (0.999, False)])
+def test_the_average_of_the_actor_is_evaluated(stays, is_actor, tmp_path, monkeypatch):
+    evaluated = []
+    monkeypatch.setattr(
+        runs.Run, "evaluate", lambda self, env, policy: evaluated.append(policy.state_dict())
+    )
+    flags = ["--smoke", "--average", str(stays), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["sac.py", *flags])
+    sac.main()
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert kept["average"]["n_averaged"] == 18
+    for name, value in evaluated[-1].items():
+        assert torch.equal(value, kept["average"][f"module.{name}"])
+        actor = kept["loss"][f"actor_network_params.{name}"]
+        assert torch.equal(value, actor) == is_actor
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "flags", "resumed"),
     [
@@ -160,6 +178,7 @@ def test_sac_runs_and_resumes(tmp_path):
         ("drq", ("--observation", "embedding", "--goals", "0"), True),  # n-step buffer
         ("goal_switching", (), True),  # hindsight buffer
         ("sac", ("--processes", "2", "--collector", "distributed"), False),
+        ("sac", ("--compile",), False),
     ],
 )
 def test_smoke(script, flags, resumed, tmp_path):
