@@ -1,7 +1,7 @@
 """How well an encoder ranks what a planner tries, without planning: a quick look ahead at kitchen36.py.
 
     python benchmarks/kitchen36_candidates.py             # bundled and its rivals, some 20 minutes
-    python benchmarks/kitchen36_candidates.py --encoder new=new.safetensors --encoder bundled
+    python benchmarks/kitchen36_candidates.py --encoder new=RUN/final --encoder bundled
 
 From nine states of each kitchen task's three demonstrations, between the start of kitchen36.py's Easy and
 three quarters of the rest, 32 sequences of MPPI's noise run 12 steps ahead. Each camera draws the last

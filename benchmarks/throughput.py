@@ -1,7 +1,7 @@
 """Speed of VIPTransform, beside TorchRL's own transform and the bare network, and what it costs.
 
 1. Images per second of the transforms and of the network alone, same ResNet-50.
-2. Environment frames per second with two workers: one batched forward outside of them, or
+2. Environment frames per second with two and with eight workers: one batched forward outside of them, or
    TorchRL's transform inside each.
 3. Per-step reward S(o') - S(o) of each precision against float32's, on real roll-outs.
 4. The checkpoints that come with the package, each as it is used.
@@ -9,7 +9,7 @@
 Everything compared takes turns (A B C A B C ...) in one process and a ratio is the median over
 turns, so that noise which lasts longer than a turn cancels.
 
-    python benchmarks/throughput.py            # about 15 minutes on two cores, half of it compiling
+    python benchmarks/throughput.py            # about 40 minutes on two cores
     python benchmarks/throughput.py --quick    # about 1 minute
 """
 

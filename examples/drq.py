@@ -1,10 +1,10 @@
 """DrQ-v2 with a VIP reward: from pixels, or with ``--observation embedding`` on frozen embeddings.
 
     python examples/drq.py --out run
-    python examples/drq.py --observation embedding --out run
     python examples/drq.py --out run --resume
-    python examples/drq.py --processes 2                          # two workers collect
-    python examples/drq.py --processes 16 --collector ray         # on the machines of a Ray cluster
+    python examples/drq.py --observation embedding --out other
+    python examples/drq.py --out two --processes 2                      # two workers collect
+    python examples/drq.py --out many --processes 16 --collector ray    # on a Ray cluster
 
 Random shifts, n-step returns, twin critics, noise that fades: Yarats et al., arXiv 2107.09645.
 """

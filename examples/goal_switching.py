@@ -2,8 +2,8 @@
 
     python examples/goal_switching.py --out run
     python examples/goal_switching.py --out run --resume
-    python examples/goal_switching.py --processes 2                   # two workers collect
-    python examples/goal_switching.py --processes 16 --collector ray  # on a Ray cluster
+    python examples/goal_switching.py --out two --processes 2
+    python examples/goal_switching.py --out many --processes 16 --collector ray  # on a Ray cluster
 
 Every episode shows the solved state of its own start; the policy sees the goal's embedding beside
 the frame's. Four of five sampled transitions get another goal, a frame that the same episode

@@ -152,6 +152,11 @@ class Run:
     def load(self, **parts: Any) -> None:
         """Give each part (module, optimizer, replay buffer) the state that :meth:`save` kept."""
         if self.restored:
+            if missing := set(parts) - set(self.restored):
+                sys.exit(
+                    f"error: {self._checkpoint} has no {', '.join(sorted(missing))}: it is from "
+                    "another version of this script; begin anew in another --out"
+                )
             for name, part in parts.items():
                 state = self.restored.pop(name)
                 if isinstance(part, ReplayBuffer):

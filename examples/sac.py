@@ -2,8 +2,8 @@
 
     python examples/sac.py --out run                 # about 20 steps a second on a CPU core
     python examples/sac.py --out run --resume
-    python examples/sac.py --processes 2                 # two workers collect
-    python examples/sac.py --processes 16 --collector ray    # the machines of a Ray cluster
+    python examples/sac.py --out two --processes 2                      # two workers collect
+    python examples/sac.py --out many --processes 16 --collector ray    # on a Ray cluster
 
 The replay buffer stores embeddings, never frames. Soft actor-critic: Haarnoja et al.,
 arXiv 1812.05905, with layer normalisation.

@@ -151,6 +151,12 @@ def test_sac_runs_and_resumes(tmp_path):
     changed = run("sac", out, "--resume", "--lr", "1", "--reward", "dense").stderr
     assert "lr" in changed and "reward" in changed and "Traceback" not in changed
 
+    kept = torch.load(out / "checkpoint.pt", weights_only=True)
+    del kept["average"]  # a run of before there was one
+    torch.save(kept, out / "checkpoint.pt")
+    older = run("sac", out, "--resume", "--steps", "72").stderr
+    assert "has no average" in older and "Traceback" not in older
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stays", "is_actor"), [(0.0, True), (0.999, False)])
