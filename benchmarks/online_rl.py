@@ -3,8 +3,8 @@
 Every run is `examples/sac.py` in a process of its own and a folder under --runs; a run that is there is
 continued where its last checkpoint stands, a complete one is only read. The rewards: VIP alone (no
 reward of the environment), the same with hindsight goals (`examples/goal_switching.py`), sparse success
-alone, VIP and it together, the task's own dense reward. A random
-policy is evaluated from the same 50 starts as every run's last evaluation, which no training saw. Rows of
+alone, VIP and it together, the task's own dense reward. Random
+actions, a new one every step, are evaluated from the 50 starts that the runs' last evaluation draws. Rows of
 other tasks and rewards that the results have already stay; each has the command that repeats its runs.
 
     python benchmarks/online_rl.py                   # about 25 minutes a run on one core

@@ -13,7 +13,7 @@ import sys
 import types
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -210,11 +210,13 @@ def goal_images(cfg: Config, count: int) -> list[np.ndarray | dict]:
     return [{key: draw(camera=key[1], seed=seed) for key in cfg.frame_keys} for seed in seeds]
 
 
-def input_statistics(env: EnvBase, steps: int, cameras: int = 1) -> TensorDict:
-    """Mean and scale of "vip_vec" and "state" over ``steps`` random ones, for :func:`scaled_inputs`, and
-    "camera_weights" ``[K]`` of ``cameras`` in "vip_vec", from where episodes begin and their
-    "goal_embedding"."""
-    seen = env.rollout(steps, break_when_any_done=False)
+def input_statistics(make: Callable[[int], EnvBase], cfg: Config) -> TensorDict:
+    """Mean and scale of "vip_vec" and "state" over random steps, for :func:`scaled_inputs`, and
+    "camera_weights" ``[K]`` of the cameras in "vip_vec", from where episodes begin and their
+    "goal_embedding". ``make``: a seed to an environment."""
+    env, cameras = make(EVALUATION_SEED - 1), len(cfg.frame_keys)
+    seen = env.rollout(3 * cfg.max_steps, break_when_any_done=False)
+    env.close()
     z, state = seen["vip_vec"], seen["state"]
     weights = torch.ones(1)
     if cameras > 1:

@@ -162,9 +162,7 @@ def main() -> None:
     make = partial(make_env, cfg=cfg, goal=goal)
     statistics = run.statistics
     if statistics is None:
-        statistics = common.input_statistics(
-            make(common.EVALUATION_SEED - 1), 3 * cfg.max_steps, len(cfg.frame_keys)
-        )
+        statistics = common.input_statistics(make, cfg)
     make = partial(make, statistics=statistics)
     eval_env = make(common.EVALUATION_SEED, film=True)
     actions, seen = eval_env.action_spec, SEEN[cfg.observation]

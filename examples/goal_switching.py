@@ -97,15 +97,16 @@ def hindsight_reward(
     "z", ``[D]``. ``weights``: of the cameras' distances, ``[K]``.
     """
     z, z_next, z_goal = (unit * batch[key] for key in ("z", ("next", "z"), "z_goal"))
-    scale, threshold = calibration["reward_scale"], calibration["success_threshold"]
-    if len(weights) > 1:  # the distance is in parts of the first one, of about 1 / scale
-        scale, threshold = 1.0, threshold * scale
-    options = {"weights": weights, "scale": scale, "threshold": threshold}
-    terms = {
-        "vip": goal_reward(z, z_next, z_goal, **options),
-        "sparse": goal_reward(z, z_next, z_goal, form="sparse", **options),
-    }
-    reward = sum(REWARD_SCALES[name] * terms[name] for name in choice.split("+"))
+    # of several cameras the distance is in parts of the first one, of about 1 / reward_scale
+    part = calibration["reward_scale"] if len(weights) > 1 else 1.0
+    options = {"weights": weights, "scale": calibration["reward_scale"] / part}
+    if "sparse" in (names := choice.split("+")):
+        options["threshold"] = calibration["success_threshold"] * part
+    forms = {"vip": "difference", "sparse": "sparse"}
+    reward = sum(
+        REWARD_SCALES[name] * goal_reward(z, z_next, z_goal, form=forms[name], **options)
+        for name in names
+    )
     if action_cost:
         reward = reward - action_cost * batch["action"].square().mean(-1)
     return reward.unsqueeze(-1)
@@ -117,9 +118,7 @@ def main() -> None:
     make = partial(make_env, cfg=cfg)
     statistics = run.statistics
     if statistics is None:
-        statistics = common.input_statistics(
-            make(common.EVALUATION_SEED - 1), 3 * cfg.max_steps, len(cfg.frame_keys)
-        )
+        statistics = common.input_statistics(make, cfg)
     make = partial(make, statistics=statistics)
     eval_env = make(common.EVALUATION_SEED, film=True)
     actions = eval_env.action_spec

@@ -76,26 +76,30 @@ def make_env(seed: int, *, cfg: SACConfig, goal=None, statistics=None, film=Fals
     env.append_transform(TrainingReward(cfg.reward, cfg.action_cost))
     if statistics is not None:
         common.scaled_inputs(env, statistics, "goal_embedding")
-        env.append_transform(ToGoal())
+        env.append_transform(ToGoal(len(cfg.frame_keys)))
     return env
 
 
 class ToGoal(Transform):
-    """What the networks read, "observation" ``[*B, D + S]``: the way left to the goal in the space of
-    the embedding, which a policy of changing goals has to know, and proprioception."""
+    """What the networks read, "observation" ``[*B, D + S + K]``: the way left to the goal in the space
+    of the embedding, which a policy of changing goals has to know, proprioception, and how long that way
+    is by each of K cameras, as the reward is made of it and a network does not find a norm easily."""
 
-    def __init__(self) -> None:
+    def __init__(self, cameras: int) -> None:
         super().__init__(in_keys=["z", "z_goal", "s"], out_keys=["observation"])
+        self.cameras = cameras
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
         z, z_goal, s = (next_tensordict[key] for key in self.in_keys)
-        return next_tensordict.set("observation", torch.cat([z_goal - z, s], -1))
+        way = z_goal - z
+        length = way.unflatten(-1, (self.cameras, -1)).norm(dim=-1)
+        return next_tensordict.set("observation", torch.cat([way, s, length], -1))
 
     def _reset(self, _: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
         return self._call(tensordict_reset)
 
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
-        size = sum(observation_spec[key].shape[-1] for key in ("z", "s"))
+        size = sum(observation_spec[key].shape[-1] for key in ("z", "s")) + self.cameras
         observation_spec["observation"] = Unbounded((*observation_spec.shape, size))
         return observation_spec
 
@@ -107,9 +111,7 @@ def main() -> None:
     make = partial(make_env, cfg=cfg, goal=goal)
     statistics = run.statistics
     if statistics is None:
-        statistics = common.input_statistics(
-            make(common.EVALUATION_SEED - 1), 3 * cfg.max_steps, len(cfg.frame_keys)
-        )
+        statistics = common.input_statistics(make, cfg)
     make = partial(make, statistics=statistics)
     eval_env = make(common.EVALUATION_SEED, film=True)
     size, actions = eval_env.observation_spec["observation"].shape[-1], eval_env.action_spec

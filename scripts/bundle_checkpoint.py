@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -29,7 +30,7 @@ from torchrl_vip.evaluation.clips import LabelledClip, embed_clips
 def read(folder: Path) -> list[LabelledClip]:
     return [
         LabelledClip(
-            torch.stack(list(read_frames(clip.path))),
+            torch.stack(list(read_frames(clip.path, clip.span))),
             str(clip.labels.get("group", clip.name)),
             bool(clip.labels.get("success", True)),
         )
@@ -48,12 +49,12 @@ def main() -> None:
     parser.add_argument("--note", action="append", default=[], metavar="KEY=TEXT")
     args = parser.parse_args()
     # What is measured below is what is shipped: the weights rounded to half precision.
-    encoder = load_vip(save_vip(load_vip(args.run), args.out, dtype=torch.float16))
+    with TemporaryDirectory() as rounded:
+        encoder = load_vip(save_vip(load_vip(args.run), rounded, dtype=torch.float16))
     clips = read(args.calibration)
     z = embed_clips(FrozenEncoder(encoder, dtype=torch.float32), clips)
     distance = typical_distance(z, clips)
     threshold, accuracy = success_threshold(z, clips)
-    encoder.config.pop("typical_distance", None)
     encoder.config.update(
         typical_distance=distance,
         reward_scale=1 / distance,

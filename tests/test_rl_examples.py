@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -91,15 +92,15 @@ def test_each_camera_has_its_part_in_the_reward(example: str) -> None:
         camera="corner4+corner4/no-robot", image_size=32, max_steps=4, frame_skip=1, encoder="tiny"
     )
     cfg = replace(cfg, observation="embedding") if example == "drq" else cfg
-    env = make_env(0, cfg=cfg)
-    first, second = env.rollout(4), env.rollout(4)
-    statistics = common.input_statistics(make_env(0, cfg=cfg), 8, cameras=2)
+    env = make_env(common.EVALUATION_SEED - 1, cfg=cfg)
+    episodes = [env.rollout(4) for _ in range(3)]
+    statistics = common.input_statistics(partial(make_env, cfg=cfg), cfg)
 
     def distances(episode, *prefix):  # [T, 2]
         way = episode[(*prefix, "vip_vec")] - episode["goal_embedding"]
         return way.unflatten(-1, (2, -1)).norm(dim=-1)
 
-    starts = torch.stack([distances(first)[0], distances(second)[0]])
+    starts = torch.stack([distances(episode)[0] for episode in episodes])
     torch.testing.assert_close(statistics["camera_weights"], 0.5 / starts.mean(0))
     assert starts[0, 0] > 1.5 * starts[0, 1]  # the arm moves more than the button
     episode = make_env(1, cfg=cfg, statistics=statistics, film=True).rollout(4)
@@ -326,6 +327,14 @@ def test_an_action_has_a_cost(base_env, tiny_encoder):
     torch.testing.assert_close(steps["next", "reward"], wanted)
 
 
+def test_the_policy_is_told_how_far_each_camera_is_from_its_goal():
+    seen = TensorDict(
+        z=torch.ones(1, 4), z_goal=torch.tensor([[4.0, 5.0, 1.0, 3.0]]), s=torch.tensor([[7.0]])
+    )
+    observation = sac.ToGoal(cameras=2)._call(seen)["observation"]
+    assert observation.tolist() == [[3.0, 4.0, 0.0, 2.0, 7.0, 5.0, 2.0]]
+
+
 def test_hindsight_reward_is_the_training_reward():
     """In units of the scaled embeddings, for the goal in the rows: computed by hand."""
     batch = TensorDict(
@@ -345,14 +354,26 @@ def test_hindsight_reward_is_the_training_reward():
     assert both.item() == pytest.approx(2.0 + 1.0)  # 4 is below the threshold
 
 
+def test_hindsight_reward_needs_of_a_checkpoint_what_it_is_made_of():
+    """One that pretrain writes has no threshold."""
+    batch = TensorDict(
+        z=torch.zeros(1, 2), z_goal=torch.ones(1, 2), next={"z": torch.zeros(1, 2)}, batch_size=[1]
+    )
+    options = {"unit": torch.tensor(1.0), "weights": torch.ones(1)}
+    options["calibration"] = {"reward_scale": 0.1}
+    assert goal_switching.hindsight_reward(batch, choice="vip", **options).item() == 0
+    with pytest.raises(KeyError, match="success_threshold"):
+        goal_switching.hindsight_reward(batch, choice="sparse", **options)
+
+
 def test_hindsight_reward_of_two_cameras_is_the_training_reward():
     """Each camera's distance has its own unit in "z" and its own weight."""
     cfg = goal_switching.GoalConfig(
         camera="corner4+corner4/no-robot", image_size=32, max_steps=4, frame_skip=1, encoder="tiny",
         action_cost=0.3,
     )  # fmt: skip
-    statistics = common.input_statistics(goal_switching.make_env(0, cfg=cfg), 8, cameras=2)
-    env = goal_switching.make_env(1, cfg=cfg, statistics=statistics)
+    statistics = common.input_statistics(partial(goal_switching.make_env, cfg=cfg), cfg)
+    env = goal_switching.make_env(3, cfg=cfg, statistics=statistics)  # begins far from its goal
     steps = env.rollout(4)
     calibration = load_vip("tiny").config
     options = {"unit": statistics["z_scale"], "weights": statistics["camera_weights"]}

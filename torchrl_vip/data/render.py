@@ -177,7 +177,12 @@ def render_stored(args: argparse.Namespace, entries: dict[str, Entry]) -> None:
             name = "success" if demonstration.success else "failure"
             wanted[f"{task}/{camera}/{name}_{number[name]:04d}.mp4"] = demonstration
             number[name] += 1
-        if all(_is_there(args, entries.get(file), stride) for file in wanted):
+        if all(
+            _is_there(args, entries.get(file), stride)
+            and (entries[file]["kind"], entries[file]["seed"]) == (shown.kind, shown.seed)
+            and entries[file]["frames"] == len(shown.qpos[::stride])
+            for file, shown in wanted.items()
+        ):
             continue
         sim = suite.SIMULATOR(task, camera=camera, image_size=args.size)
         (args.out / task / camera).mkdir(parents=True, exist_ok=True)

@@ -63,13 +63,15 @@ def find_clips(source: str | Path) -> list[Clip]:
 
 
 def folder_clips(folder: Path) -> list[Clip]:
-    """Video files and folders of frames under a folder, at any depth and behind links."""
+    """Video files and folders of frames under a folder, at any depth and behind links. Images beside videos
+    are no clip: covers, plots."""
     files = _files_below(folder)
     labels = {}
     for index in sorted(p for p in files if p.name in ("index.json", "manifest.json")):
         labels |= _read_labels(index)
-    paths = {p for p in files if p.suffix.lower() in VIDEO_SUFFIXES}
-    paths |= {p.parent for p in files if p.suffix.lower() in IMAGE_SUFFIXES}
+    videos = {p for p in files if p.suffix.lower() in VIDEO_SUFFIXES}
+    images = {p.parent for p in files if p.suffix.lower() in IMAGE_SUFFIXES}
+    paths = videos | (images - {p.parent for p in videos})
     if not paths:
         raise ValueError(
             f"{folder} holds no clip; wanted video files ({', '.join(sorted(VIDEO_SUFFIXES))}) "

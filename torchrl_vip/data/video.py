@@ -49,7 +49,8 @@ def read_frames(path: str | Path, span: tuple[int, int] | None = None) -> Iterat
             yield read_image(file).permute(2, 0, 1)
         return
     if span:
-        yield from decode_at(path, torch.arange(*span))
+        for part in torch.arange(*span).split(64):  # an episode at the camera's size is gigabytes
+            yield from decode_at(path, part)
         return
     try:
         import av  # carries its own FFmpeg
@@ -119,6 +120,10 @@ def read_clip(clip: Clip, size: int) -> Tensor:
     return torch.stack(frames)
 
 
+class NoReadableClipError(ValueError):
+    """Not one of the clips could be read."""
+
+
 @dataclass
 class FrameTable:
     """Clips as rows of a storage: rows ``start[i]`` to ``start[i] + length[i]`` are clip i.
@@ -148,6 +153,18 @@ class FrameTable:
         return self.storage.get(torch.arange(start, start + length))["pixels"]
 
 
+def _readable(
+    clips: Sequence[Clip], errors: Sequence[str | None]
+) -> tuple[list[int], dict[str, str]]:
+    """Numbers of the clips without an error, and the errors of the others by their names."""
+    skipped = {clip.name: error for clip, error in zip(clips, errors, strict=True) if error}
+    good = [i for i, error in enumerate(errors) if not error]
+    if not good:
+        reasons = "\n".join(f"  {reason}" for reason in skipped.values())
+        raise NoReadableClipError(f"none of {len(clips)} clips could be read:\n{reasons}")
+    return good, skipped
+
+
 def decode_once(
     clips: Sequence[Clip], size: int, cache: str | Path, *, workers: int = 2, progress: bool = True
 ) -> FrameTable:
@@ -164,7 +181,8 @@ def decode_once(
         progress: show a bar.
 
     Raises:
-        ValueError: no clip could be read; or the cache is damaged.
+        NoReadableClipError: what its name says.
+        ValueError: the cache is damaged.
     """
     folder = Path(cache) / f"{size}px"
     folder.mkdir(parents=True, exist_ok=True)
@@ -218,11 +236,7 @@ def decode_once(
                     known[keys[i]] = entry
                     bar.update()
     entries = [known[key] for key in keys]
-    good = [i for i, e in enumerate(entries) if "error" not in e]
-    skipped = {clips[i].name: e["error"] for i, e in enumerate(entries) if "error" in e}
-    if not good:
-        reasons = "\n".join(f"  {reason}" for reason in skipped.values())
-        raise ValueError(f"none of {len(clips)} clips could be read:\n{reasons}")
+    good, skipped = _readable(clips, [entry.get("error") for entry in entries])
     frames = MemoryMappedTensor.from_filename(str(pixels), torch.uint8, (total, 3, size, size))
     return FrameTable(
         storage=TensorStorage(TensorDict({"pixels": frames}, batch_size=[total])),
@@ -309,7 +323,7 @@ def decode_lazily(
     """Clips behind a :class:`LazyVideoStorage`; only their numbers of frames are read now.
 
     Raises:
-        ValueError: no clip could be read.
+        NoReadableClipError: what its name says.
     """
     set_video_decoder_cache_size(64)  # open decoders, of TorchRL's default 8
     with ThreadPoolExecutor(workers) as pool:
@@ -322,11 +336,7 @@ def decode_lazily(
                 disable=not progress,
             )
         )
-    good = [i for i, count in enumerate(counts) if isinstance(count, int)]
-    skipped = {clips[i].name: c for i, c in enumerate(counts) if isinstance(c, str)}
-    if not good:
-        reasons = "\n".join(f"  {reason}" for reason in skipped.values())
-        raise ValueError(f"none of {len(clips)} clips could be read:\n{reasons}")
+    good, skipped = _readable(clips, [c if isinstance(c, str) else None for c in counts])
     length = torch.tensor([counts[i] for i in good])
     start = length.cumsum(0) - length
     kept = [clips[i] for i in good]

@@ -156,9 +156,11 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
 def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    # of torchrun's processes each has its own
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
     try:
-        torch.empty(0, device=name)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: torch without CUDA
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={name} cannot be used here: {reason}") from error
-    return torch.device(name)
+    return torch.device(device)

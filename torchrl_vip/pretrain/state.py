@@ -75,12 +75,18 @@ class Checkpoints:
         for step in self.steps():
             path = self.path(step)
             try:
-                state = torch.load(path, map_location=device, weights_only=True)
-                states = {name: state[name] for name in self.parts}
+                states = torch.load(path, map_location=device, weights_only=True)
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:  # torch.load raises many types for a bad file
                 damaged.append(path)
                 print(f"{path} is damaged ({type(error).__name__}): skipped", file=sys.stderr)
                 continue
+            if missing := [name for name in self.parts if name not in states]:
+                raise CheckpointError(
+                    f"{path} has no {', '.join(missing)}: it is from another version of this package. "
+                    f"{remedy}"
+                )
             try:
                 for name, part in self.parts.items():
                     part.load_state_dict(states[name])
@@ -147,6 +153,9 @@ class MetricsLog:
         folder, name = path.parent / "logs", path.parent.resolve().name
         if first == 0:  # loggers append
             shutil.rmtree(folder, ignore_errors=True)
+        for file in folder.rglob("*.csv"):
+            kept = [r for r in file.read_text().splitlines(True) if int(r.split(",")[0]) <= first]
+            file.write_text("".join(kept))
         self.loggers = [get_logger(kind, str(folder / kind), name) for kind in loggers]
 
     def write(

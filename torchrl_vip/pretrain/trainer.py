@@ -26,7 +26,7 @@ from tqdm import tqdm
 from torchrl_vip.backbones import load_imagenet
 from torchrl_vip.data.sampler import VIPSampler, augment, generator_at
 from torchrl_vip.data.sources import Clip, find_clips
-from torchrl_vip.data.video import FrameTable, decode_lazily, decode_once
+from torchrl_vip.data.video import FrameTable, NoReadableClipError, decode_lazily, decode_once
 from torchrl_vip.encoders import ENCODERS, VIPEncoder, native_bfloat16
 from torchrl_vip.functional import resize_size
 from torchrl_vip.losses import EmbeddingLoss, TCNLoss, TripletLoss, VIPLoss
@@ -380,8 +380,8 @@ def load_data(
             decode = decode_once
         try:
             table = decode(clips, resize_size(image_size), **options)
-        except ValueError as error:
-            if kind == "training" or "could be read" not in str(error):
+        except NoReadableClipError as error:
+            if kind == "training":
                 raise
             print(f"no validation: {error}")
             table = None

@@ -13,6 +13,7 @@ import torch
 from torchrl_vip.data.sampler import VIPSampler
 from torchrl_vip.data.video import FrameTable
 from torchrl_vip.encoders import FrozenEncoder, VIPEncoder
+from torchrl_vip.evaluation.calibration import typical_distance
 from torchrl_vip.evaluation.clips import LabelledClip, embed_clips, score_groups, summarise
 from torchrl_vip.evaluation.metrics import effective_rank
 from torchrl_vip.losses import EmbeddingLoss, VIPLoss
@@ -25,7 +26,7 @@ def labelled_clips(table: FrameTable, most: int, *, ends: bool = False) -> list[
     groups: dict[str, list[int]] = defaultdict(list)
     for i, clip in enumerate(table.clips):
         if not ends or clip.labels.get("success", True):
-            groups[str(clip.scene or clip.name)].append(i)
+            groups[str(clip.scene or (clip.name, i))].append(i)  # names may be twice in two sources
     names, count = list(groups), sum(map(len, groups.values()))
     share = min(1.0, most / max(count, 1))
     chosen = [(names[n], i) for n in _spread(len(names), max(1, round(share * len(names))))
@@ -103,7 +104,7 @@ def reward_calibration(encoder: VIPEncoder, table: FrameTable, most: int = 200) 
     if not clips:
         return {}
     z = embed_clips(FrozenEncoder(encoder), clips)
-    distance = float(np.median([np.linalg.norm(pair[0] - pair[1]) for pair in z]))
+    distance = typical_distance(z, clips)
     return {"typical_distance": distance, "reward_scale": 1 / max(distance, 1e-8)}
 
 
