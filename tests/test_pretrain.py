@@ -223,6 +223,15 @@ def test_whole_groups_are_validated_on(tmp_path: Path) -> None:
     assert [clip.success for clip in labelled_clips(table, 4, ends=True)] == [True] * 4
 
 
+def test_unlabelled_clips_of_one_name_are_no_group(tmp_path: Path) -> None:
+    for source in ("a", "b"):  # numbered folders, as in the official layout
+        for i in range(2):
+            write_folder(tmp_path / source / str(i), 3)
+    clips = [clip for source in ("a", "b") for clip in find_clips(tmp_path / source)]
+    table = decode_once(clips, 8, tmp_path / "cache", progress=False)
+    assert len({clip.group for clip in labelled_clips(table, 9)}) == 4
+
+
 def test_one_broken_validation_clip_is_no_end_of_a_run(tmp_path: Path, capsys) -> None:
     write_folder(tmp_path / "clips" / "good", 3)
     write_folder(tmp_path / "clips" / "one", 1)
@@ -314,8 +323,22 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_or_is_an_error(
     checkpoints.save(7)
     assert checkpoints.load(CPU) == 7
     assert "step_00000009.pt is damaged" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="step_00000007.pt has no best: .*another version"):
+        Checkpoints(tmp_path, 2, encoder=layer, best=Best()).load(CPU)
     with pytest.raises(CheckpointError, match=r"step_00000007\.pt is of another network"):
         Checkpoints(tmp_path, 2, encoder=torch.nn.Linear(2, 3)).load(CPU)
+
+
+def test_a_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
+    for first, steps in ((0, (500, 740)), (500, (740, 1000))):
+        log = MetricsLog(tmp_path / "metrics.csv", first, ["csv"])
+        for step in steps:
+            log.write(step, {"loss": step / 1000})
+        log.file.close()
+    (written,) = (tmp_path / "logs").rglob("loss.csv")
+    for rows in (written.read_text(), (tmp_path / "metrics.csv").read_text().replace("loss,", "")):
+        assert [row.split(",")[0] for row in rows.splitlines()[-3:]] == ["500", "740", "1000"]
+    assert len(written.read_text().splitlines()) == 3
 
 
 def test_the_best_is_remembered() -> None:

@@ -23,6 +23,13 @@ def test_videos_and_nested_folders_are_found_sorted_and_hidden_ones_are_not(tmp_
     assert [clip.name for clip in find_clips(tmp_path)] == ["a.mp4", "b/C.MP4", "b/deep"]
 
 
+def test_pictures_beside_videos_are_no_clip(tmp_path: Path) -> None:
+    write_folder(tmp_path / "source", 2)
+    (tmp_path / "source" / "a.mp4").touch()
+    write_folder(tmp_path / "source" / "frames", 2)
+    assert [clip.name for clip in find_clips(tmp_path / "source")] == ["a.mp4", "frames"]
+
+
 def test_clips_behind_links_are_found_once_even_where_a_link_leads_back(tmp_path: Path) -> None:
     disk, source = tmp_path / "disk", tmp_path / "source"
     write_folder(disk / "lab" / "clip", 2)

@@ -76,16 +76,17 @@ class Checkpoints:
             path = self.path(step)
             try:
                 states = torch.load(path, map_location=device, weights_only=True)
+                missing = set(self.parts) - states.keys()
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # torch.load raises many types for a bad file
                 damaged.append(path)
                 print(f"{path} is damaged ({type(error).__name__}): skipped", file=sys.stderr)
                 continue
-            if missing := [name for name in self.parts if name not in states]:
+            if missing:
                 raise CheckpointError(
-                    f"{path} has no {', '.join(missing)}: it is from another version of this package. "
-                    f"{remedy}"
+                    f"{path} has no {', '.join(sorted(missing))}: it is from another version of "
+                    f"this package. {remedy}"
                 )
             try:
                 for name, part in self.parts.items():
