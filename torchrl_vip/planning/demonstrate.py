@@ -1,4 +1,4 @@
-"""Plans demonstrations: ``python -m torchrl_vip.planning.demonstrate --suite kitchen --out DIR``.
+"""Plans the kitchen's demonstrations: ``python -m torchrl_vip.planning.demonstrate --out DIR``.
 
 Each episode starts from the reset pose of its own seed and is planned on the true state, step by
 step; it is a success if its last states are solved. The first success is planned from nothing and
@@ -227,7 +227,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--suite", choices=("kitchen",), default="kitchen")
     parser.add_argument("--out", type=Path, required=True, help="folder of the files")
     parser.add_argument("--tasks", nargs="+", help="only these (default: all)")
     parser.add_argument("--episodes", type=int, default=3, help="successes a task")

@@ -10,8 +10,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from torchrl_vip.envs.simulator import Simulator, mujoco
@@ -44,7 +42,6 @@ def find_robot(
     candidates: int = 512,
     iterations: int = 6,
     sigma: float = 0.6,
-    margin: int = 0,
     seed: int = 0,
     progress: bool = True,
 ) -> FoundRobot:
@@ -65,8 +62,6 @@ def find_robot(
             the best one 4,096 pictures, some 40 s of one core in software.
         sigma: how far from where they are the hinges are first tried, as a standard deviation in
             radians; slides by up to 5 cm. Less where the robot hardly moves.
-        margin: so many pixels around what was found count as the robot too: a rim of it that was missed
-            is an edge to a network, however narrow.
         seed: of the search.
         progress: show a bar.
 
@@ -90,11 +85,10 @@ def find_robot(
             robot = _Robot(sim, camera, bar)
             pose = _regress(robot, _cells(goal), candidates, iterations, sigma, seed)
             pose = _match(robot, _cells(goal), matched, pose, seed)
-        found = torch.from_numpy(robot.draw(pose)[1]).float()[None]
+        pixels = robot.draw(pose)[1]
         qpos = sim.data.qpos.copy()
     finally:
         sim.set_state(state)
-    pixels = F.max_pool2d(found, 2 * margin + 1, stride=1, padding=margin)[0].bool().numpy()
     return FoundRobot(pixels, qpos)
 
 
