@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import common
 import torch
@@ -75,11 +76,17 @@ def make_env(seed: int, *, cfg: GoalConfig, statistics=None, film=False) -> EnvB
 
 
 class GoalMLP(MLP):
-    """An MLP that reads the way left to the goal in the space of the embedding, ``z_goal - z``, and the rest
-    as it is."""
+    """An MLP that reads the way left to the goal in the space of the embedding, ``z_goal - z``, how long it
+    is by each camera, and the rest as it is."""
+
+    def __init__(self, *sizes: int, cameras: int, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        self.cameras = cameras
 
     def forward(self, z: Tensor, s: Tensor, z_goal: Tensor, *action: Tensor) -> Tensor:
-        return super().forward(torch.cat([z_goal - z, s, *action], -1))
+        way = z_goal - z
+        length = way.unflatten(-1, (self.cameras, -1)).norm(dim=-1)
+        return super().forward(torch.cat([way, s, length, *action], -1))
 
 
 def hindsight_reward(
@@ -122,7 +129,8 @@ def main() -> None:
     make = partial(make, statistics=statistics)
     eval_env = make(common.EVALUATION_SEED, film=True)
     actions = eval_env.action_spec
-    size = sum(eval_env.observation_spec[key].shape[-1] for key in ("z", "s"))
+    cameras = len(cfg.frame_keys)
+    size = sum(eval_env.observation_spec[key].shape[-1] for key in ("z", "s")) + cameras
 
     # -- replay buffer ------------------------------------------------------------------------------
     buffer = HERReplayBuffer(
@@ -144,6 +152,7 @@ def main() -> None:
 
     # -- networks -----------------------------------------------------------------------------------
     layers = {
+        "cameras": cameras,
         "num_cells": [cfg.hidden, cfg.hidden],
         "activation_class": nn.ReLU,
         "norm_class": nn.LayerNorm,
