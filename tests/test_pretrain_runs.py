@@ -6,6 +6,7 @@ import random
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -268,7 +269,8 @@ def test_the_loss_falls_on_an_easy_set(clips: Path, tmp_path: Path) -> None:
     pretrain(config_of(clips, tmp_path, **easy, colour=0.0, validate_every=80))
     with open(tmp_path / "metrics.csv", newline="") as file:
         rows = {(int(r["step"]), r["metric"]): float(r["value"]) for r in csv.DictReader(file)}
-    assert rows[80, "loss_vip"] < rows[10, "loss_vip"] - 0.2
+    loss = [rows[step, "loss_vip"] for step in range(10, 90, 10)]  # of one batch each: noisy
+    assert statistics.median(loss[4:]) < statistics.median(loss[:3]) - 0.2
 
 
 def test_a_head_trains_on_stored_features_as_on_frames(clips: Path, tmp_path: Path) -> None:
