@@ -219,7 +219,8 @@ def against_budget(axes, groups: Groups, budgets: list[int]) -> None:
         if all(left):
             axes[1].plot(known, [np.mean(values) for values in left], **look)
     axes[0].set(title=f"{setting}: success", ylim=(0, 1.02))
-    axes[1].set(title="distance left at the end, in parts of the first", ylim=(0, 1.02))
+    axes[1].set(title="distance left at the end, in parts of the first")
+    axes[1].set_ylim(0, max(1.02, axes[1].get_ylim()[1]))
     for axis in axes:
         axis.set(xscale="log", xlabel="trajectories")
         axis.set_xticks(budgets, [str(c) for c in budgets])

@@ -9,7 +9,7 @@
 Everything compared takes turns (A B C A B C ...) in one process and a ratio is the median over
 turns, so that noise which lasts longer than a turn cancels.
 
-    python benchmarks/throughput.py            # about 40 minutes on two cores
+    python benchmarks/throughput.py            # some 40 minutes on two cores, reckoned from parts
     python benchmarks/throughput.py --quick    # about 1 minute
 """
 

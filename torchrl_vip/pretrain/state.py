@@ -154,9 +154,9 @@ class MetricsLog:
         folder, name = path.parent / "logs", path.parent.resolve().name
         if first == 0:  # loggers append
             shutil.rmtree(folder, ignore_errors=True)
-        for file in folder.rglob("*.csv"):
-            kept = [r for r in file.read_text().splitlines(True) if int(r.split(",")[0]) <= first]
-            file.write_text("".join(kept))
+        for file in folder.rglob("scalars/*.csv"):
+            rows = [row for row in file.read_text().splitlines(True) if row.endswith("\n")]
+            file.write_text("".join(row for row in rows if int(row.split(",")[0]) <= first))
         self.loggers = [get_logger(kind, str(folder / kind), name) for kind in loggers]
 
     def write(
