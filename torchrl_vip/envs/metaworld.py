@@ -1,8 +1,9 @@
 """Meta-World v3 (50 table-top tasks of a Sawyer arm) as pixel environments.
 
-Shapes: pixels uint8 [H, W, 3]; state float32 [4] = hand xyz (m) and gripper opening (0-1);
-full_state float32 [39], what the scripted policies read; action float32 [4] in [-1, 1] =
-hand displacement (1 = 1 cm) and gripper effort. Needs ``pip install "torchrl-vip[metaworld]"``.
+Shapes: pixels uint8 [H, W, 3]; state float32 [7] = hand xyz (m), gripper opening (0-1) and the way from
+the hand to where its controller pulls it (m); full_state float32 [39], what the scripted policies read;
+action float32 [4] in [-1, 1] = displacement of the controller's target (1 = 1 cm) and gripper effort.
+Needs ``pip install "torchrl-vip[metaworld]"``.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class MetaWorldSim(Simulator):
     ROBOT = "base"
     CAMERA = "corner4"  # "corner2" from nearer: small objects cover more than a pixel
     MAX_STEPS = 200
-    ACTION_SIZE, STATE_SIZE, FULL_STATE_SIZE = 4, 4, 39
+    ACTION_SIZE, STATE_SIZE, FULL_STATE_SIZE = 4, 7, 39
 
     def __init__(
         self,
@@ -119,7 +120,10 @@ class MetaWorldSim(Simulator):
         return self.full_state
 
     def state(self) -> np.ndarray:
-        return self.full_state[:4]
+        # Actions add up in the controller's target. A hand that is held up, by a button pressed to its
+        # stop, leaves it decimetres behind and is dragged off later: without it no policy can know.
+        pull = self.data.mocap_pos[0] - self.full_state[:3]
+        return np.concatenate([self.full_state[:4], pull]).astype(np.float32)
 
     def script(self) -> Act:
         """Meta-World's own controller, a fresh one: some keep state between steps."""
