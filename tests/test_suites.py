@@ -389,6 +389,21 @@ def test_an_action_is_held_for_frame_skip_steps() -> None:
         suite.make_env("drawer-open-v3", frame_skip=0)
 
 
+def test_a_hand_that_is_held_up_feels_where_its_controller_pulls() -> None:
+    with closing(load_suite("metaworld").SIMULATOR("button-press-topdown-v3", image_size=16)) as sim:
+        act, full_state = sim.script(), sim.reset(0)
+        for t in range(90):
+            full_state, _, pressed = sim.step(act(full_state, t))
+        assert pressed
+        states = []
+        for _ in range(4):
+            sim.step(np.array([0.0, 0.0, -1.0, 0.0]))
+            states.append(sim.state())
+        hand, pull = np.diff(states, axis=0)[:, 2], np.diff(states, axis=0)[:, 6]
+        assert np.abs(hand).max() < 2e-3  # at the button's stop
+        np.testing.assert_allclose(hand + pull, -0.01, atol=1e-5)  # m; where the actions add up
+
+
 def test_a_suite_that_cannot_save_its_state_says_so() -> None:
     sim = load_suite("adroit").SIMULATOR("adroit-pen", image_size=32)
     with pytest.raises(NotImplementedError, match="AdroitSim cannot save its state"):
