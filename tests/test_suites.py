@@ -390,7 +390,9 @@ def test_an_action_is_held_for_frame_skip_steps() -> None:
 
 
 def test_a_hand_that_is_held_up_feels_where_its_controller_pulls() -> None:
-    with closing(load_suite("metaworld").SIMULATOR("button-press-topdown-v3", image_size=16)) as sim:
+    with closing(
+        load_suite("metaworld").SIMULATOR("button-press-topdown-v3", image_size=16)
+    ) as sim:
         act, full_state = sim.script(), sim.reset(0)
         for t in range(90):
             full_state, _, pressed = sim.step(act(full_state, t))
