@@ -40,7 +40,7 @@ def test_specs_hold_and_an_episode_is_truncated() -> None:
     episode = env.rollout(10)
     assert episode.shape == (3,)
     assert episode["pixels"].shape == (3, 32, 32, 3) and episode["pixels"].dtype == torch.uint8
-    assert torch.equal(episode["state"], episode["full_state"][:, :4])
+    assert torch.equal(episode["state"][:, :4], episode["full_state"][:, :4])  # the pull follows
     assert episode["next", "success"].shape == episode["next", "reward"].shape == (3, 1)
     assert episode["next", "truncated"].flatten().tolist() == [False, False, True]
     assert not episode["next", "terminated"].any()
