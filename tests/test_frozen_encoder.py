@@ -180,6 +180,19 @@ def test_blur_is_a_gaussian_over_what_the_network_sees() -> None:
         FrozenEncoder(Spy(), image_size=28, blur=-1)
 
 
+def test_a_wide_blur_comes_back_in_bfloat16() -> None:
+    """On CPUs with AMX a bfloat16 convolution of 17 pixels in channels_last never did."""
+    network = nn.Conv2d(3, 4, 160)
+    z = FrozenEncoder(nn.Sequential(network, nn.Flatten()), image_size=160, blur=3)(images(2))
+    narrow = FrozenEncoder(
+        nn.Sequential(copy.deepcopy(network), nn.Flatten()),
+        image_size=160,
+        blur=3,
+        dtype=torch.bfloat16,
+    )
+    assert relative(narrow(images(2)), z) < 0.05
+
+
 def test_blur_is_refused_where_it_would_do_nothing() -> None:
     with pytest.raises(ValueError, match=r"blur=1.5 goes with an encoder that is frozen here"):
         VIPTransform(VIPEncoder("resnet18", dim=4, image_size=32), freeze=False, blur=1.5)

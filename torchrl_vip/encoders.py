@@ -257,10 +257,14 @@ class FrozenEncoder(nn.Module):
         frames = preprocess(images.to(device), self.image_size, channel_dim=-3)
         weight = next((p for p in self.backbone.parameters() if p.is_floating_point()), frames)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        frames = frames.to(weight.dtype, memory_format=layout)  # cast and lay out in one pass
         if self.blur:
+            # Before the cast, and an axis at a time: a bfloat16 convolution of 17 pixels or more, in
+            # channels_last, does not come back on CPUs with AMX (PyTorch 2.14).
+            frames = frames.contiguous(memory_format=layout)
             side = 2 * math.ceil(2.5 * self.blur) + 1
-            frames = gaussian_blur(frames, [side, side], [self.blur, self.blur])
+            for kernel in ([side, 1], [1, side]):
+                frames = gaussian_blur(frames, kernel, [self.blur, self.blur])
+        frames = frames.to(weight.dtype, memory_format=layout)  # both in one pass
         autocast = not self.foldable and self.dtype in (torch.bfloat16, torch.float16)
         with torch.autocast(device.type, self.dtype if autocast else None, enabled=autocast):
             z = self._network(frames)
