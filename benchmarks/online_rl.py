@@ -169,8 +169,9 @@ def table(args: argparse.Namespace, task: str) -> list[dict]:
             curve = sorted((dict(evaluated) | dict(final)).items())
             config = json.loads((folder(args, seed, task, reward) / "config.json").read_text())
             configs[str(seed)] = config
+            shares = config.get("camera_shares")
             seeds[str(seed)] = {
-                "camera": config["camera"],
+                "camera": f"{config['camera']} ({shares})" if shares else config["camera"],
                 "action_cost": config.get("action_cost", 0.0),
                 "curve": curve,
                 "return": read(scalars / "eval/vip_return.csv"),

@@ -8,6 +8,7 @@ this file first.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import types
@@ -51,6 +52,9 @@ class Config:
     suite: str = arg("metaworld", "suite of torchrl_vip.envs", choices=WITH_GOALS)
     task: str = arg("coffee-button-v3", "one of the suite's list_tasks()")
     camera: str | None = arg(None, "camera, or several joined by + (the suite's own)")
+    camera_shares: str | None = arg(
+        None, "how much each of these cameras counts in the reward, as 1+1+4 (all alike)"
+    )
     image_size: int = arg(128, "side of the rendered frames, pixels")
     max_steps: int = arg(100, "length of an episode, steps of the simulator, as all steps here")
     frame_skip: int = arg(2, "steps that an action is held; only the last one is rendered")
@@ -88,6 +92,25 @@ class Config:
         several = isinstance(self.cameras, list)
         return [("pixels", name) for name in self.cameras] if several else ["pixels"]
 
+    @property
+    def shares(self) -> torch.Tensor:
+        """``[K]``, how much each camera counts in the reward, 1 on average.
+
+        Raises:
+            ValueError: other than one positive number for each camera.
+        """
+        cameras, given = len(self.frame_keys), self.camera_shares
+        try:
+            shares = [1.0] * cameras if given is None else [float(n) for n in given.split("+")]
+        except ValueError:
+            shares = []
+        if len(shares) != cameras or not all(0 < share < math.inf for share in shares):
+            raise ValueError(
+                f"--camera-shares {given}: {cameras} positive numbers joined by + are wanted, one for "
+                f"each camera of --camera {self.camera}."
+            )
+        return torch.tensor(shares) * cameras / sum(shares)
+
 
 # what may change between a run and its continuation
 CHANGEABLE = {"steps", "processes", "collector", "overlap", "threads", "compile", "out", "resume"}
@@ -120,6 +143,10 @@ def parse(config: type[Config], description: str, smoke: Mapping[str, Any]) -> A
     cfg = config(**vars(parser.parse_args()))
     if cfg.task not in (tasks := load_suite(cfg.suite).list_tasks()):
         parser.error(f"--task {cfg.task}: --suite {cfg.suite} has {', '.join(tasks)}")
+    try:
+        cfg.shares  # noqa: B018
+    except ValueError as error:
+        parser.error(str(error))
     if cfg.image_size % 2:
         parser.error(f"--image-size {cfg.image_size}: the videos want an even number")
     torch.set_num_threads(cfg.threads)
@@ -181,7 +208,7 @@ def vip_reward(
     cfg: Config, statistics: TensorDict | None, goal: list[np.ndarray | dict] | None = None
 ) -> VIPRewardTransform:
     """The "vip_reward" ``[*B, 1]`` by which a success returns about 1. Of several cameras each has its
-    part in that, by :func:`input_statistics`."""
+    share in that, by :func:`input_statistics`."""
     if statistics is None or len(cfg.frame_keys) == 1:
         return VIPRewardTransform(goal=goal, mode="keep", scale="auto")
     weights = statistics["camera_weights"]
@@ -212,8 +239,8 @@ def goal_images(cfg: Config, count: int) -> list[np.ndarray | dict]:
 
 def input_statistics(make: Callable[[int], EnvBase], cfg: Config) -> TensorDict:
     """Mean and scale of "vip_vec" and "state" over random steps, for :func:`scaled_inputs`, and
-    "camera_weights" ``[K]`` of the cameras in "vip_vec", from where episodes begin and their
-    "goal_embedding". ``make``: a seed to an environment."""
+    "camera_weights" ``[K]`` of the cameras in "vip_vec", from where episodes begin, their
+    "goal_embedding" and ``cfg.shares``. ``make``: a seed to an environment."""
     env, cameras = make(EVALUATION_SEED - 1), len(cfg.frame_keys)
     seen = env.rollout(3 * cfg.max_steps, break_when_any_done=False)
     env.close()
@@ -232,7 +259,7 @@ def input_statistics(make: Callable[[int], EnvBase], cfg: Config) -> TensorDict:
     return TensorDict(
         z_loc=z.mean(0),
         z_scale=spread * share.repeat_interleave(z.shape[-1] // cameras),
-        camera_weights=weights,
+        camera_weights=weights * cfg.shares,
         state_loc=state.mean(0),
         state_scale=state.std(0).clamp_min(1e-2),
     )

@@ -85,11 +85,19 @@ def test_cameras_joined_by_a_plus_are_one_embedding_and_one_goal(goals: int) -> 
     env.close()
 
 
-@pytest.mark.parametrize("example", ["sac", "drq"])
-def test_each_camera_has_its_part_in_the_reward(example: str) -> None:
+@pytest.mark.parametrize(
+    ("example", "shares", "parts_of"),
+    [("sac", None, [0.5, 0.5]), ("drq", None, [0.5, 0.5]), ("sac", "1+3", [0.25, 0.75])],
+)
+def test_each_camera_has_its_part_in_the_reward(example, shares, parts_of) -> None:
     make_env = {"sac": sac.make_env, "drq": drq.make_env}[example]
     cfg = CONFIGS[example](
-        camera="corner4+corner4/no-robot", image_size=32, max_steps=4, frame_skip=1, encoder="tiny"
+        camera="corner4+corner4/no-robot",
+        camera_shares=shares,
+        image_size=32,
+        max_steps=4,
+        frame_skip=1,
+        encoder="tiny",
     )
     cfg = replace(cfg, observation="embedding") if example == "drq" else cfg
     env = make_env(common.EVALUATION_SEED - 1, cfg=cfg)
@@ -101,7 +109,9 @@ def test_each_camera_has_its_part_in_the_reward(example: str) -> None:
         return way.unflatten(-1, (2, -1)).norm(dim=-1)
 
     starts = torch.stack([distances(episode)[0] for episode in episodes])
-    torch.testing.assert_close(statistics["camera_weights"], 0.5 / starts.mean(0))
+    torch.testing.assert_close(
+        statistics["camera_weights"], torch.tensor(parts_of) / starts.mean(0)
+    )
     assert starts[0, 0] > 1.5 * starts[0, 1]  # the arm moves more than the button
     episode = make_env(1, cfg=cfg, statistics=statistics, film=True).rollout(4)
     falls = (distances(episode) - distances(episode, "next")) * statistics["camera_weights"]
@@ -109,6 +119,12 @@ def test_each_camera_has_its_part_in_the_reward(example: str) -> None:
     way = (episode["vip_vec"] - episode["goal_embedding"]) / statistics["z_scale"]
     parts = way[0].unflatten(-1, (2, -1)).norm(dim=-1)
     assert 0.5 < parts[0] / parts[1] < 2  # and in what the networks see
+
+
+@pytest.mark.parametrize("shares", ["1", "1+x", "1+0", "1+nan", "1+2+3", ""])
+def test_camera_shares_are_a_number_for_each_camera(shares: str) -> None:
+    with pytest.raises(ValueError, match=r"2 positive numbers joined by \+ are wanted"):
+        CONFIGS["sac"](camera="corner4+topview", camera_shares=shares).shares  # noqa: B018
 
 
 def test_pixels_of_several_cameras_are_refused(tmp_path) -> None:
