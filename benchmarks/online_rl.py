@@ -207,13 +207,16 @@ def commands_of(reward: str, configs: dict[str, dict]) -> str:
     return "; ".join(shlex.join([*start, *numbers, *words]) for words, numbers in seeds.items())
 
 
+def cameras_of(row: dict) -> str:
+    return ", ".join(sorted({seed.get("camera") or "" for seed in row["seeds"].values()}))
+
+
 def merged(path: Path, rows: list[dict]) -> list[dict]:
     """With the rows of other tasks, rewards and cameras that ``path`` has, and its other seeds; tasks in
     the order of their names."""
 
     def key(row: dict) -> tuple:
-        cameras = sorted({seed.get("camera") or "" for seed in row["seeds"].values()})
-        return row["task"], ["random policy", *REWARDS].index(row["reward"]), *cameras
+        return row["task"], ["random policy", *REWARDS].index(row["reward"]), cameras_of(row)
 
     every = {
         key(row): row for row in (json.loads(path.read_text())["rows"] if path.exists() else [])
@@ -246,12 +249,11 @@ def markdown(rows: list[dict]) -> str:
         values = [end["success_last"] for end in ends]
         some = [end["success_any"] for end in ends if "success_any" in end]
         whole = all("final" in seed for seed in row["seeds"].values())
-        cameras = sorted({seed.get("camera") or "" for seed in row["seeds"].values()})
         costs = sorted({seed.get("action_cost", 0.0) for seed in row["seeds"].values()})
         steps = "–".join(f"{step:,}" for step in sorted({end["step"] for end in ends}))
         lines.append(
             f"| {row['task']}{' (held out)' if row['task'] in HELD_OUT_TASKS else ''} "
-            f"| {REWARDS.get(row['reward'], row['reward'])} | {', '.join(cameras)} "
+            f"| {REWARDS.get(row['reward'], row['reward'])} | {cameras_of(row)} "
             f"| {', '.join(f'{cost:g}' for cost in costs)} | {len(values)} "
             f"| {steps}{'' if whole else ' (not complete)'} "
             f"| {', '.join(f'{v:.2f}' for v in values)} | {np.mean(values):.2f} "
@@ -262,7 +264,7 @@ def markdown(rows: list[dict]) -> str:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Success over environment steps: every seed thin, their mean thick."""
+    """Success over environment steps: every seed thin, their mean thick; other cameras' dashed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -279,19 +281,28 @@ def draw(rows: list[dict], path: Path) -> None:
         axis.axis("off")
     colours = dict(zip(REWARDS, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
     for axis, task in zip(axes.flat, tasks, strict=False):
-        for row in (r for r in rows if r["task"] == task and r["reward"] in REWARDS):
+        shown = [r for r in rows if r["task"] == task and r["reward"] in REWARDS]
+        for i, row in enumerate(shown):
+            twins = [j for j, other in enumerate(shown) if other["reward"] == row["reward"]]
+            look = {
+                "color": colours[row["reward"]],
+                "ls": ("-", "--", ":", "-.")[twins.index(i) % 4],
+            }
+            label = REWARDS[row["reward"]]
+            if len(twins) > 1:
+                label += f", {cameras_of(row)}"
             curves = []
             for seed in row["seeds"].values():
                 curve = dict(seed["curve"])
                 if end := seed.get("final"):
                     curve[end["step"]] = end["success_last"]
                 curves.append(curve)
-                axis.plot(
-                    *zip(*sorted(curve.items()), strict=True), color=colours[row["reward"]], lw=0.8, alpha=0.5
-                )  # fmt: skip
+                axis.plot(*zip(*sorted(curve.items()), strict=True), **look, lw=0.8, alpha=0.5)
             steps = sorted(set.intersection(*map(set, curves)))
             mean = [np.mean([curve[step] for curve in curves]) for step in steps]
-            axis.plot(steps, mean, color=colours[row["reward"]], lw=2, label=REWARDS[row["reward"]])
+            axis.plot(steps, mean, **look, lw=2, label=label)
+        if len({row["reward"] for row in shown}) < len(shown):
+            axis.legend(fontsize=6, loc="lower right", bbox_to_anchor=(1, 0.05), framealpha=0.6)
         axis.set(title=task, xlabel="environment steps", ylim=(-0.03, 1.03))
         axis.locator_params("x", nbins=5)
     figure.supylabel("success at the last step, unseen starts")
