@@ -43,7 +43,6 @@ action x the first distance from every score.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import os
@@ -72,7 +71,7 @@ from torchrl_vip.backbones import EfficientNetLite0, load_imagenet
 from torchrl_vip.encoders import native_bfloat16
 from torchrl_vip.envs.kitchen import CAMERAS, KitchenSim, list_tasks
 from torchrl_vip.planning.demonstrate import PlanningSim
-from torchrl_vip.weights import CheckpointError
+from torchrl_vip.weights import CheckpointError, weights_digest
 
 ROOT = Path(__file__).parent
 BUNDLED = "VIP (bundled)="
@@ -101,7 +100,7 @@ def open_encoders(entries: list[str], blur: float = 0.0) -> dict[str, Encoder]:
                     sys.exit(f"--encoder {entry}: {error}")
                 print(f"--encoder {entry} is left out: {error}", file=sys.stderr)
                 continue
-            opened[name] = Encoder(embed, digest(embed))
+            opened[name] = Encoder(embed, weights_digest(embed)[:8])
     return opened
 
 
@@ -123,14 +122,6 @@ def open_network(what: str) -> VIPEncoder:
         load_imagenet(backbone)
         return VIPEncoder(backbone, image_size=load_vip().image_size)
     return load_vip(None if what == "bundled" else what)
-
-
-def digest(network: torch.nn.Module) -> str:
-    """Eight digits that change with the weights."""
-    sha = hashlib.sha256()
-    for weight in network.state_dict().values():
-        sha.update(weight.float().numpy().tobytes())
-    return sha.hexdigest()[:8]
 
 
 def finished(path: Path) -> dict[Episode, dict]:

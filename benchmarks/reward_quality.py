@@ -16,7 +16,6 @@ the same groups. Several encoders of one name (NAME=PATH repeated) are training 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from collections import defaultdict
@@ -37,6 +36,7 @@ from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.data.video import read_frames
 from torchrl_vip.evaluation.clips import LabelledClip, embed_clips, score_groups, summarise
 from torchrl_vip.evaluation.metrics import bootstrap
+from torchrl_vip.weights import weights_digest
 
 Embed = Callable[[Tensor], Tensor]
 COLUMNS = (
@@ -83,10 +83,8 @@ def share_backbones(
     backbones: dict[str, OncePerFrame] = {}
 
     def shared(encoder: VIPEncoder) -> Embed:
-        digest = hashlib.sha256(str(encoder.image_size).encode())
-        for weight in encoder.backbone.state_dict().values():
-            digest.update(weight.float().numpy().tobytes())
-        if (key := digest.hexdigest()) not in backbones:
+        key = weights_digest(encoder.backbone, encoder.image_size)
+        if key not in backbones:
             trunk = VIPEncoder(encoder.backbone, image_size=encoder.image_size)
             frozen = FrozenEncoder(trunk, dtype=dtype, blur=blur, chunk_size=16)
             backbones[key] = OncePerFrame(frozen)

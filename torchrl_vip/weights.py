@@ -6,6 +6,7 @@ foreign or of other shapes is an error that names it, never a half-loaded networ
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -146,6 +147,14 @@ def save_vip(
     _replace(path / "model.safetensors", lambda f: save_file(state, f))
     _replace(path / "config.json", lambda f: Path(f).write_text(config))
     return path
+
+
+def weights_digest(network: nn.Module, *also: object) -> str:
+    """SHA-256, in hexadecimal, of a network's weights in their order (as float32) and of ``also``."""
+    sha = hashlib.sha256("".join(map(repr, also)).encode())
+    for weight in network.state_dict().values():
+        sha.update(weight.float().cpu().numpy().tobytes())
+    return sha.hexdigest()
 
 
 def _replace(path: Path, write) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from torchrl_vip.data.sampler import augment, generator_at
 from torchrl_vip.data.video import FrameTable
 from torchrl_vip.encoders import FrozenEncoder, VIPEncoder
+from torchrl_vip.weights import weights_digest
 
 
 def embed_once(
@@ -78,12 +78,9 @@ def embed_once(
 
 def _fingerprint(table: FrameTable, network: FrozenEncoder, config: dict[str, Any]) -> str:
     """Of all that the features depend on: frames, weights, precision and augmentation."""
-    digest = hashlib.sha256()
     names = [clip.name for clip in table.clips]
     options = [config[k] for k in ("views", "stride", "crop_scale", "flip", "colour")]
     # a few pixels of each clip's first and last frame
     ends = [table.clip_ends(i)[..., ::16, ::16].numpy().tobytes() for i in range(len(names))]
-    digest.update(repr((names, table.length.tolist(), ends, options, network.dtype)).encode())
-    for name, weight in network.state_dict().items():
-        digest.update(name.encode() + weight.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    depends = (names, table.length.tolist(), ends, options, network.dtype)
+    return weights_digest(network, depends)[:16]
