@@ -48,6 +48,8 @@ REWARDS = {
     "dense": "the task's dense reward",
 }
 
+WANTED = 0.8  # success at the last step
+
 OURS = {  # flags of the examples that have one here, beside --rewards
     "task": "--tasks", "camera": "--camera", "steps": "--steps",
     "max_steps": "--max-steps", "final_episodes": "--episodes",
@@ -264,49 +266,53 @@ def markdown(rows: list[dict]) -> str:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Success over environment steps: every seed thin, their mean thick; other cameras' dashed."""
+    """Success over environment steps: every seed thin, their mean thick; a task's other cameras dashed."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    columns = min(len(tasks), 4)
+    columns = min(len(tasks), 3)
     lines = -(-len(tasks) // columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(4.2 * columns, 3.4 * lines), sharey=True, squeeze=False,
+        lines, columns, figsize=(4.6 * columns, 3.2 * lines), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
     for axis in axes.flat[len(tasks) :]:
         axis.axis("off")
     colours = dict(zip(REWARDS, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
+    labels = {}
     for axis, task in zip(axes.flat, tasks, strict=False):
+        axis.axhline(WANTED, color="0.7", ls=":", lw=1)
         shown = [r for r in rows if r["task"] == task and r["reward"] in REWARDS]
-        for i, row in enumerate(shown):
-            twins = [j for j, other in enumerate(shown) if other["reward"] == row["reward"]]
+        for row in shown:
+            twins = [other for other in shown if other["reward"] == row["reward"]]
             look = {
                 "color": colours[row["reward"]],
-                "ls": ("-", "--", ":", "-.")[twins.index(i) % 4],
+                "ls": ("-", "--", ":", "-.")[twins.index(row) % 4],
             }
-            label = REWARDS[row["reward"]]
-            if len(twins) > 1:
-                label += f", {cameras_of(row)}"
             curves = []
             for seed in row["seeds"].values():
                 curve = dict(seed["curve"])
                 if end := seed.get("final"):
                     curve[end["step"]] = end["success_last"]
-                curves.append(curve)
-                axis.plot(*zip(*sorted(curve.items()), strict=True), **look, lw=0.8, alpha=0.5)
+                curves.append({step / 1000: success for step, success in curve.items()})
+                axis.plot(*zip(*sorted(curves[-1].items()), strict=True), **look, lw=0.8, alpha=0.5)
             steps = sorted(set.intersection(*map(set, curves)))
             mean = [np.mean([curve[step] for curve in curves]) for step in steps]
-            axis.plot(steps, mean, **look, lw=2, label=label)
-        if len({row["reward"] for row in shown}) < len(shown):
+            (line,) = axis.plot(steps, mean, **look, lw=2)
+            labels.setdefault(REWARDS[row["reward"]], line)
+            if len(twins) > 1:
+                axis.plot([], [], **look, lw=2, label=cameras_of(row))
+        if axis.get_legend_handles_labels()[1]:
             axis.legend(fontsize=6, loc="lower right", bbox_to_anchor=(1, 0.05), framealpha=0.6)
-        axis.set(title=task, xlabel="environment steps", ylim=(-0.03, 1.03))
+        axis.set(title=task, ylim=(-0.03, 1.03))
         axis.locator_params("x", nbins=5)
     figure.supylabel("success at the last step, unseen starts")
-    axes[0][0].legend(fontsize=8)
+    figure.supxlabel("thousands of environment steps")
+    labels[f"{WANTED:g}, what was wanted"] = axes[0][0].lines[0]
+    figure.legend(labels.values(), labels, loc="outside upper center", ncols=len(labels))
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
