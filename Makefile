@@ -30,7 +30,7 @@ lint: setup  ## ruff, changing nothing
 format: setup  ## ruff, fixing what it can
 	@$(PY) -m ruff check --fix . ; $(PY) -m ruff format .
 
-demo: renderer  ## examples/demo.py (ARGS="--help")
+demo: $(if $(findstring --video,$(ARGS)),setup,renderer)  ## examples/demo.py (ARGS="--help")
 	@$(GL) $(PY) examples/demo.py $(ARGS)
 
 wheel: setup  ## dist/torchrl_vip-*.whl

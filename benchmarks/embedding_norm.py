@@ -101,12 +101,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "results")
     args = parser.parse_args()
+    machine = about()  # with the load before
     with tempfile.TemporaryDirectory() as folder:
         clips = find_clips(args.clips)[: args.clip_count]
         table = decode_once(clips, resize_size(SIDE), folder)
         curves = {name: norms(table, args, **options) for name, options in VARIANTS.items()}
     args.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"about": about(), "curves": curves}, indent=1)
+    text = json.dumps({"about": machine, "curves": curves}, indent=1)
     (args.out / "embedding_norm.json").write_text(text + "\n")
     import matplotlib
 

@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--out", type=Path, default=ROOT / "results")
     args = parser.parse_args()
+    machine = about()  # with the load before
     scene = [
         clip
         for clip in find_clips(args.droid)
@@ -108,14 +109,14 @@ def main() -> None:
             *(f"| {n} | {b:.3f} | {a:.3f} | {c:+.3f} [{lo:+.3f}, {hi:+.3f}] |"
               for n, b, a, c, lo, hi in rows),
             "",
-            in_words(about()),
+            in_words(machine),
             "",
         ]
     )  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "finetune.md").write_text(text)
     numbers = {name: [c.tolist() for c in curve] for name, curve in curves.items()}
-    (args.out / "finetune.json").write_text(json.dumps({"about": about(), **numbers}) + "\n")
+    (args.out / "finetune.json").write_text(json.dumps({"about": machine, **numbers}) + "\n")
     plot(curves, held_out, args.out / "finetune.png")
     print(text)
 

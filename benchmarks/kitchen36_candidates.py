@@ -189,6 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--image-size", type=int, default=160, help="pixels drawn (%(default)s)")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of tables")
     args = parser.parse_args(arguments)
+    machine = about()  # with the load before
     encoders = open_encoders([STATE, *(args.encoder or [BUNDLED, *RIVALS])])
     results = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     with tqdm(total=9 * len(args.tasks), unit="decision") as bar:
@@ -214,14 +215,14 @@ def main(arguments: list[str] | None = None) -> None:
             "",
             *table(results),
             "",
-            in_words(about()),
+            in_words(machine),
             "",
         ]
     )
     args.results.mkdir(parents=True, exist_ok=True)
     (args.results / "kitchen36_candidates.md").write_text(text)
     (args.results / "kitchen36_candidates.json").write_text(
-        json.dumps({"about": about(), "rows": rows}) + "\n"
+        json.dumps({"about": machine, "rows": rows}) + "\n"
     )
     print(text)
 

@@ -5,7 +5,8 @@ continued where its last checkpoint stands, a complete one is only read. The rew
 reward of the environment), the same with hindsight goals (`examples/goal_switching.py`), sparse success
 alone, VIP and it together, the task's own dense reward. Random
 actions, a new one every step, are evaluated from the 50 starts that the runs' last evaluation draws. Rows of
-other tasks and rewards that the results have already stay; each has the command that repeats its runs.
+other tasks and rewards that the results have already stay; each seed has the command that repeats its run
+and the machine on which that began.
 
     python benchmarks/online_rl.py                   # about 25 minutes a run on one core
     python benchmarks/online_rl.py --tasks coffee-button-v3 --camera corner4 --seeds 0 --runs OTHER
@@ -49,6 +50,7 @@ REWARDS = {
 }
 
 WANTED = 0.8  # success at the last step
+MACHINE = "machine.json"  # in a run's folder, beside what the example writes
 
 OURS = {  # flags of the examples that have one here, beside --rewards
     "task": "--tasks", "camera": "--camera", "steps": "--steps",
@@ -119,6 +121,8 @@ def play(args: argparse.Namespace, seed: int, task: str, reward: str) -> None:
     ]  # fmt: skip
     command += ["--resume"] if (out / "checkpoint.pt").exists() else []
     out.mkdir(parents=True, exist_ok=True)
+    if not (out / MACHINE).exists():
+        (out / MACHINE).write_text(json.dumps(about()))
     print(f"{out.name}: {'goes on' if '--resume' in command else 'begins'}", flush=True)
     with (out / "output.txt").open("a") as log:
         result = subprocess.run(
@@ -157,22 +161,25 @@ def read(path: Path) -> list[tuple[int, float]]:
 def table(args: argparse.Namespace, task: str) -> list[dict]:
     """A row for the random policy, and one for every reward that has runs."""
     rows = [
-        {"task": task, "reward": "random policy", "about": about(), "seeds": {"0": {
-            "final": {"step": 0, "success_last": random_success(task, args.episodes, args.max_steps)}}}}
+        {"task": task, "reward": "random policy", "seeds": {"0": {"about": about(), "final": {
+            "step": 0, "success_last": random_success(task, args.episodes, args.max_steps)}}}}
     ]  # fmt: skip
     for reward in args.rewards:
-        seeds, configs = {}, {}
+        seeds = {}
         for seed in args.seeds:
-            scalars = folder(args, seed, task, reward) / "csv/scalars"
+            scalars = (out := folder(args, seed, task, reward)) / "csv/scalars"
             evaluated = read(scalars / "eval/success_last.csv")
             final = read(scalars / "final/success_last.csv")
             if not evaluated and not final:
                 continue
             curve = sorted((dict(evaluated) | dict(final)).items())
-            config = json.loads((folder(args, seed, task, reward) / "config.json").read_text())
-            configs[str(seed)] = config
+            config = json.loads((out / "config.json").read_text())
+            machine = (
+                json.loads((out / MACHINE).read_text()) if (out / MACHINE).exists() else about()
+            )
             shares = config.get("camera_shares")
             seeds[str(seed)] = {
+                "about": machine | {"command": command_of(reward, config)},
                 "camera": f"{config['camera']} ({shares})" if shares else config["camera"],
                 "action_cost": config.get("action_cost", 0.0),
                 "curve": curve,
@@ -186,27 +193,28 @@ def table(args: argparse.Namespace, task: str) -> list[dict]:
                 ends = {"step": step, "success_last": last, "success_any": some}
                 seeds[str(seed)]["final"] = ends
         if seeds:
-            played = about() | {"command": commands_of(reward, configs)}
-            rows.append({"task": task, "reward": reward, "seeds": seeds, "about": played})
+            rows.append({"task": task, "reward": reward, "seeds": seeds})
     return rows
 
 
-def commands_of(reward: str, configs: dict[str, dict]) -> str:
-    """What repeats the runs of these seeds, each with the config of its example."""
-    seeds: dict[tuple[str, ...], list[str]] = {}
-    ours = {*OURS, "reward", "seed", "out", "resume"}
-    for seed, config in configs.items():
-        words = ["--rewards", reward]
-        words += [word for key, flag in OURS.items() for word in (flag, str(config[key]))]
-        more = []
-        for entry in fields(example(reward)[1]):
-            value = config.get(entry.name, entry.default)
-            if value != entry.default and entry.name not in ours:
-                flag = f"--{entry.name.replace('_', '-')}"
-                more += [flag] if value is True else [flag, str(value)]
-        seeds.setdefault((*words, *(["--", *more] if more else [])), []).append(seed)
-    start = ["python", "benchmarks/online_rl.py", "--seeds"]
-    return "; ".join(shlex.join([*start, *numbers, *words]) for words, numbers in seeds.items())
+def command_of(reward: str, config: dict) -> str:
+    """What repeats a run with this config of its example."""
+    words = [
+        "python",
+        "benchmarks/online_rl.py",
+        "--seeds",
+        str(config["seed"]),
+        "--rewards",
+        reward,
+    ]
+    words += [word for key, flag in OURS.items() for word in (flag, str(config[key]))]
+    more = []
+    for entry in fields(example(reward)[1]):
+        value = config.get(entry.name, entry.default)
+        if value != entry.default and entry.name not in {*OURS, "reward", "seed", "out", "resume"}:
+            flag = f"--{entry.name.replace('_', '-')}"
+            more += [flag] if value is True else [flag, str(value)]
+    return shlex.join([*words, *(["--", *more] if more else [])])
 
 
 def cameras_of(row: dict) -> str:
@@ -224,11 +232,10 @@ def merged(path: Path, rows: list[dict]) -> list[dict]:
         key(row): row for row in (json.loads(path.read_text())["rows"] if path.exists() else [])
     }
     for row in rows:
-        old = every.get(key(row))
-        if old and (kept := {n: s for n, s in old["seeds"].items() if n not in row["seeds"]}):
-            command = f"{old['about']['command']}; {row['about']['command']}"
-            row = row | {"seeds": kept | row["seeds"], "about": row["about"] | {"command": command}}
-        every[key(row)] = row
+        seeds = every.get(key(row), row)["seeds"] | row["seeds"]
+        every[key(row)] = row | {
+            "seeds": dict(sorted(seeds.items(), key=lambda seed: int(seed[0])))
+        }
     return [every[k] for k in sorted(every)]
 
 
@@ -261,7 +268,10 @@ def markdown(rows: list[dict]) -> str:
             f"| {', '.join(f'{v:.2f}' for v in values)} | {np.mean(values):.2f} "
             f"| {', '.join(f'{v:.2f}' for v in some)} |"
         )
-    lines += ["", *(f"- {r['task']}, {r['reward']}: {in_words(r['about'])}" for r in rows)]
+    lines += ["", *(
+        f"- {row['task']}, {row['reward']}, seed {number}: {in_words(seed['about'])}"
+        for row in rows for number, seed in row["seeds"].items()
+    )]  # fmt: skip
     return "\n".join([*lines, ""])
 
 

@@ -264,12 +264,13 @@ def speed(
     config = config_for(network, size, batch)
     table = decode_once(clips, resize_size(size), folder / "cache", progress=False)
     frames = folder / "frames"
-    compiled = config | {"compile": not args.quick}
     cases = {
         "ours, float32": our_loop(table, config, False, args.device),
         "ours, bfloat16": our_loop(table, config, True, args.device),
-        "ours, bfloat16, compiled": our_loop(table, compiled, True, args.device),
     }
+    if not args.quick:
+        compiled = config | {"compile": True}
+        cases["ours, bfloat16, compiled"] = our_loop(table, compiled, True, args.device)
     if args.device.type == "cpu":
         cases = {
             OFFICIAL: official_loop(network, size, batch, frames, False),

@@ -142,7 +142,9 @@ def rows(
     """Row name -> its encoders, one a seed; the first row is the one that is judged."""
     paths = defaultdict(list)
     for entry in named or ["VIP (bundled)="]:
-        name, _, path = entry.partition("=")
+        name, given, path = entry.partition("=")
+        if not given:
+            sys.exit(f"--encoder {entry}: wanted NAME=PATH, or NAME= for the bundled one")
         paths[name].append(load_vip(path or None))
     encoders, (first, *_) = dict(paths), paths
     reference = paths[first][0]
@@ -185,7 +187,7 @@ def load_clips(found: list[Clip], group_by: list[str] | None, most: int) -> list
         group = labels.get("group", clip.name)
         if group_by:
             group = "/".join(str(labels.get(key)) for key in group_by)
-        success = bool(labels.get("success", True))
+        success = clip.success
         level = 2 if success else int(labels.get("kind") in PARTIAL)
         clips.append(LabelledClip(frames[rows], str(group), success, clip.name, level, reward))
     return clips

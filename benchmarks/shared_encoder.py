@@ -40,8 +40,8 @@ ROOT = Path(__file__).parent
 
 def main() -> None:
     args = parse_args()
-    rows = [row for workers in args.workers for row in measure(workers, args)]
-    report = {"about": about(), "rows": rows}
+    report = {"about": about()}  # with the load before
+    report["rows"] = [row for workers in args.workers for row in measure(workers, args)]
     args.out.mkdir(parents=True, exist_ok=True)
     stem = "shared_encoder-quick" if args.quick else "shared_encoder"
     (args.out / f"{stem}.json").write_text(json.dumps(report, indent=2) + "\n")

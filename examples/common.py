@@ -116,6 +116,11 @@ class Config:
 CHANGEABLE = {"steps", "processes", "collector", "overlap", "threads", "compile", "out", "resume"}
 CHANGEABLE |= {n for n in Config.__annotations__ if n.startswith(("eval", "final", "checkpoint"))}
 
+POSITIVE = (
+    "max_steps", "frame_skip", "steps", "batch_size", "eval_every", "eval_episodes", "final_episodes",
+    "checkpoint_every", "threads",
+)  # fmt: skip
+
 
 def parse(config: type[Config], description: str, smoke: Mapping[str, Any]) -> Any:
     """Flags to a config. ``smoke``: other defaults with ``--smoke``.
@@ -130,7 +135,8 @@ def parse(config: type[Config], description: str, smoke: Mapping[str, Any]) -> A
     types_of = typing.get_type_hints(config)
     for entry in fields(config):
         options = dict(entry.metadata)
-        options["help"] += "" if entry.default in (None, False) else " (%(default)s)"
+        untold = entry.default is None or entry.default is False
+        options["help"] += "" if untold else " (%(default)s)"
         kind = types_of[entry.name]
         if kind is bool:
             options["action"] = "store_true"
@@ -147,6 +153,11 @@ def parse(config: type[Config], description: str, smoke: Mapping[str, Any]) -> A
         cfg.shares  # noqa: B018
     except ValueError as error:
         parser.error(str(error))
+    for name in POSITIVE:
+        if getattr(cfg, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(cfg, name)}: wanted 1 or more")
+    if not cfg.processes and (cfg.overlap or cfg.collector != "process"):
+        parser.error("--collector and --overlap are for workers: --processes says how many")
     if cfg.image_size % 2:
         parser.error(f"--image-size {cfg.image_size}: the videos want an even number")
     torch.set_num_threads(cfg.threads)

@@ -29,9 +29,7 @@ from torchrl_vip import (
     goal_distance,
     load_vip,
 )
-from torchrl_vip.data.render import failing
 from torchrl_vip.data.video import read_frames, write_video
-from torchrl_vip.envs import metaworld
 from torchrl_vip.evaluation.metrics import bumps, voc
 from torchrl_vip.goals import read_image
 
@@ -140,6 +138,10 @@ def film(episodes: dict[str, TensorDict], goal: np.ndarray, path: Path, stride: 
 
 def simulated(args: argparse.Namespace) -> None:
     """Successes against failures in Meta-World, in the environment with both transforms."""
+    # Here, as a video needs no simulator
+    from torchrl_vip.data.render import failing
+    from torchrl_vip.envs import metaworld
+
     base = metaworld.make_env(
         args.task, image_size=args.image_size, seed=args.seed, max_steps=10_000
     )
@@ -251,11 +253,13 @@ def main(arguments: list[str] | None = None) -> None:
         "--out", type=Path, default=Path("demo_out"), help="output folder (%(default)s)"
     )
     args = parser.parse_args(arguments)
+    if args.goal and not args.video:
+        parser.error("--goal goes with --video")
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.time()
     try:
         filmed(args) if args.video else simulated(args)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     print(f"{time.time() - start:.0f} s")
 

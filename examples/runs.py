@@ -132,6 +132,11 @@ class Run:
         if not self._checkpoint.exists():
             sys.exit(f"error: --resume, but there is no {self._checkpoint}")
         began = json.loads((self.folder / "config.json").read_text())
+        if other := set(began) - set(asdict(self.cfg)):
+            sys.exit(
+                f"error: {self.folder} is of another script or version: its config.json has "
+                f"{', '.join(sorted(other))}"
+            )
         # a flag that is younger than the run had what is its default now
         began = asdict(type(self.cfg)()) | began
         changed = {

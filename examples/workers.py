@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import multiprocessing
 import os
 import signal
 import socket
@@ -14,6 +16,7 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import torch
 from common import Config, training_seed
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -39,13 +42,24 @@ def make_collector(
         "total_frames": -(-(cfg.steps - step) // (cfg.frame_skip * per_batch)) * per_batch,
         "init_random_frames": max(0, cfg.warmup - step) // cfg.frame_skip,
     }
-    makers = [partial(make_env, training_seed(cfg, i, step)) for i in range(workers)]
+    makers = [partial(seeded, make_env, training_seed(cfg, i, step)) for i in range(workers)]
     if cfg.processes == 0:
         return Collector(makers[0], policy, **settings)
     settings["sync"] = not cfg.overlap
     if cfg.collector == "distributed":
         settings["backend_options"] = {"launcher": "mp", "tcp_port": free_port()}
-    return Collector(makers, policy, backend=cfg.collector, **settings)
+    collector = Collector(makers, policy, backend=cfg.collector, **settings)
+    # After an error Python would wait for the workers, and these for work, for ever.
+    atexit.register(collector.shutdown)
+    torch.set_num_threads(cfg.threads)  # TorchRL takes one away for every worker
+    return collector
+
+
+def seeded(make_env: Callable[[int], EnvBase], seed: int) -> EnvBase:
+    """An environment; in a worker process that draws its actions by this seed too."""
+    if multiprocessing.parent_process() is not None:
+        torch.manual_seed(seed)
+    return make_env(seed)
 
 
 def free_port() -> int:

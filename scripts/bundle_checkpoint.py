@@ -32,7 +32,7 @@ def read(folder: Path) -> list[LabelledClip]:
         LabelledClip(
             torch.stack(list(read_frames(clip.path, clip.span))),
             str(clip.labels.get("group", clip.name)),
-            bool(clip.labels.get("success", True)),
+            clip.success,
         )
         for clip in find_clips(folder)
     ]

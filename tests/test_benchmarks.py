@@ -105,7 +105,7 @@ def test_pretrain_measures_both_rivals_and_writes_its_table(tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "out/pretrain-quick.json").read_text())
-    assert [row["case"].split(",")[0] for row in report["speed"]] == 2 * ["official way"] + 3 * [
+    assert [row["case"].split(",")[0] for row in report["speed"]] == 2 * ["official way"] + 2 * [
         "ours"
     ]
     assert report["speed"][0]["against_official"] == 1
@@ -120,16 +120,16 @@ def test_other_seeds_of_a_row_stay(tmp_path):
     import online_rl
 
     def row(seed, camera="corner", value=0.5):
-        return {"task": "reach-v3", "reward": "vip", "about": {"command": f"run {seed}"}, "seeds": {
-            seed: {"camera": camera, "curve": [[10, value]]}}}  # fmt: skip
+        return {"task": "reach-v3", "reward": "vip", "seeds": {
+            seed: {"camera": camera, "curve": [[10, value]], "about": {"command": seed}}}}  # fmt: skip
 
     path = tmp_path / "online_rl.json"
     assert online_rl.merged(path, [row("0")]) == [row("0")]
-    path.write_text(json.dumps({"rows": [row("0"), row("1", "hand")]}))
-    both, hand = online_rl.merged(path, [row("2")])
-    assert list(both["seeds"]) == ["0", "2"] and both["about"]["command"] == "run 0; run 2"
+    path.write_text(json.dumps({"rows": [row("2"), row("1", "hand")]}))
+    both, hand = online_rl.merged(path, [row("0")])
+    assert list(both["seeds"].items()) == [*row("0")["seeds"].items(), *row("2")["seeds"].items()]
     assert hand == row("1", "hand")
-    assert online_rl.merged(path, [row("0", value=0.9)])[0] == row("0", value=0.9)  # played again
+    assert online_rl.merged(path, [row("2", value=0.9)])[0] == row("2", value=0.9)  # played again
 
 
 @pytest.mark.slow
@@ -149,6 +149,8 @@ def test_online_rl_runs_and_is_only_read_again(tmp_path):
     assert (tmp_path / "results/online_rl.png").stat().st_size > 1_000
     kept = [dict(row, task="push-v3") for row in rows[:2]] + [dict(rows[1], reward="sparse")]
     (tmp_path / "results/online_rl.json").write_text(json.dumps({"rows": kept}))
+    machine = tmp_path / "runs/reach-v3_behindGripper_vip_0/machine.json"
+    machine.write_text(json.dumps(json.loads(machine.read_text()) | {"cpu": "where it was played"}))
     again = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert "reach-v3_behindGripper_vip_0: complete" in again.stdout
     both = json.loads((tmp_path / "results/online_rl.json").read_text())["rows"]
@@ -159,6 +161,9 @@ def test_online_rl_runs_and_is_only_read_again(tmp_path):
     ]  # fmt: skip
     table = (tmp_path / "results/online_rl.md").read_text()
     assert table.count("| push-v3") == 2
-    repeat = next(line for line in table.splitlines() if line.startswith("- reach-v3, vip: `"))
+    repeat = next(
+        line for line in table.splitlines() if line.startswith("- reach-v3, vip, seed 0: `")
+    )
     assert "--seeds 0 --rewards vip --tasks reach-v3 --camera behindGripper --steps 36 " in repeat
     assert "--max-steps 12 --episodes 1 -- " in repeat and " --smoke" in repeat
+    assert "where it was played" in repeat

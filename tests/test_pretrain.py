@@ -333,15 +333,22 @@ def test_a_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
     for first, steps in ((0, (500, 740)), (500, (740, 1000))):
         log = MetricsLog(tmp_path / "metrics.csv", first, ["csv"])
         for step in steps:
-            log.write(step, {"loss": step / 1000})
+            log.write(step, {"loss": step / 1000, "validation/voc": step / 1000})
         log.file.close()
-        (written,) = (tmp_path / "logs").rglob("loss.csv")
+        written = [next((tmp_path / "logs").rglob(f"{name}.csv")) for name in ("loss", "voc")]
         if first == 0:  # killed as it wrote
-            written.write_text(written.read_text() + "7")
-    (written,) = (tmp_path / "logs").rglob("loss.csv")
-    for rows in (written.read_text(), (tmp_path / "metrics.csv").read_text().replace("loss,", "")):
-        assert [row.split(",")[0] for row in rows.splitlines()[-3:]] == ["500", "740", "1000"]
-    assert len(written.read_text().splitlines()) == 3
+            for file in written:
+                file.write_text(file.read_text() + "7")
+    for file in written:
+        assert [row.split(",")[0] for row in file.read_text().splitlines()] == [
+            "500",
+            "740",
+            "1000",
+        ]
+    metrics = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in metrics] == [
+        s for s in ("500", "740", "1000") for _ in "lv"
+    ]
 
 
 def test_the_best_is_remembered() -> None:

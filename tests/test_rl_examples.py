@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -249,6 +249,47 @@ def test_a_killed_worker_is_named(collector, tmp_path):
     assert re.search(rf"worker 1 \(process {workers[1]}\) died with exit code -9", errors), errors
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("collector", ["process", "distributed"])
+def test_an_error_beside_workers_ends_the_run(collector, tmp_path):
+    code = """
+import sys, sac
+def save(self, **parts):
+    raise OSError("disk full")
+sac.Run.save = save
+if __name__ == "__main__":
+    sac.main()
+"""
+    (tmp_path / "script.py").write_text(code)
+    words = [
+        "--smoke",
+        "--processes",
+        "2",
+        "--collector",
+        collector,
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    ended = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), *words],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES)},
+    )
+    assert ended.returncode == 1 and "OSError: disk full" in ended.stderr
+
+
+def test_a_worker_draws_by_its_own_seed(monkeypatch):
+    def draw(seed):
+        workers.seeded(lambda seed: None, seed)
+        return torch.rand(1).item()
+
+    assert draw(1) != draw(1)  # the main process has the seed of its flags
+    monkeypatch.setattr(workers.multiprocessing, "parent_process", object)
+    assert draw(1) == draw(1) != draw(2)
+
+
 def test_the_cause_is_named_and_not_those_that_torchrl_terminates_for_it():
     def worker(exitcode):
         return SimpleNamespace(pid=7, exitcode=exitcode)
@@ -264,6 +305,15 @@ def test_a_run_is_not_overwritten(tmp_path):
     (tmp_path / "checkpoint.pt").touch()
     with pytest.raises(SystemExit, match="--resume continues it"):
         runs.Run(sac.SACConfig(out=str(tmp_path)))
+
+
+def test_a_run_of_another_script_is_not_continued(tmp_path):
+    began = json.dumps(asdict(sac.SACConfig(goals=5)))
+    (tmp_path / "config.json").write_text(began)
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(SystemExit, match="of another script or version.*alpha"):
+        runs.Run(drq.DrQConfig(out=str(tmp_path), resume=True))
+    assert (tmp_path / "config.json").read_text() == began
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -287,6 +337,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         (["--task", "push"], "--task push: --suite metaworld has assembly-v3"),
         (["--suite", "adroit"], "invalid choice: 'adroit'"),
         (["--image-size", "85"], "--image-size 85: the videos want an even number"),
+        (["--eval-every", "0"], "--eval-every 0: wanted 1 or more"),
+        (["--overlap"], "--processes says how many"),
+        (["--collector", "ray"], "--processes says how many"),
     ],
 )
 def test_a_wrong_flag_is_told_at_once(flags, says, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Sources of clips: folders, Ego4D manifests, LeRobot datasets; and the two ways to store them."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from clips import greys, ramp, write_folder
 
-from torchrl_vip.data.sources import find_clips
+from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.data.video import decode_at, decode_lazily, decode_once, read_clip, write_video
 
 # --- find_clips -----------------------------------------------------------------------------------
@@ -88,10 +89,30 @@ def test_an_ego4d_manifest_gives_its_clips_as_long_as_it_says(tmp_path: Path) ->
         assert greys(read_clip(b, 8)) == [100, 110, 120, 130]
 
 
-def test_a_false_in_a_manifest_is_false(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("no", "yes"), [("False", "true"), ("0", "1"), ("", "yes")])
+def test_a_false_in_a_manifest_is_false(tmp_path: Path, no: str, yes: str) -> None:
     folder = write_ego4d(tmp_path)
-    (folder / "manifest.csv").write_text("path,len,success\nframes/a/,3,False\nframes/b/,4,true\n")
-    assert [clip.labels["success"] for clip in find_clips(folder)] == [False, True]
+    (folder / "manifest.csv").write_text(f"path,len,success\nframes/a/,3,{no}\nframes/b/,4,{yes}\n")
+    assert [clip.success for clip in find_clips(folder)] == [False, True]
+
+
+def test_a_scene_may_have_the_number_zero() -> None:
+    def scene(**labels) -> str | None:
+        return Clip(Path("a"), "a", labels).scene
+
+    assert [scene(group=i, task="push") for i in (0, 1)] == ["0", "1"]
+    assert scene(task=0) == "0" and scene(task=0, camera=0) == "0/0"
+    assert scene(group="", task="push") == "push" and scene() is None
+    assert Clip(Path("a"), "a").success
+
+
+def test_pictures_without_a_number_are_no_clip(tmp_path: Path) -> None:
+    write_folder(tmp_path / "source/clip", 3)
+    for old, new in (("0.png", "cover.png"), ("1.png", "plot.png")):
+        write_folder(tmp_path / "other", 2)
+        (tmp_path / "other" / old).rename(tmp_path / "source" / new)
+        shutil.rmtree(tmp_path / "other")
+    assert [clip.name for clip in find_clips(tmp_path / "source")] == ["clip"]
 
 
 @pytest.mark.parametrize("text", ["file,len\nx,3\n", "path,len\nx,three\n", "path,len\n", ""])

@@ -255,8 +255,11 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--size {args.size}: mp4 wants an even number")
     if min(args.stride) < 1:
         parser.error(f"--stride {args.stride}: wanted 1 or more")
-    if unknown := set(tasks) - set(suite.list_tasks() if stored else scripted):
-        parser.error(f"no script for tasks {sorted(unknown)} of {args.suite}; there is {scripted}")
+    known = suite.list_tasks() if stored else scripted
+    if unknown := sorted(set(tasks) - set(known)):
+        parser.error(
+            f"nothing to render for {unknown} of {args.suite}; there is {', '.join(known)}"
+        )
     if stored and len(args.stride) > 1:
         parser.error(f"--suite {args.suite} takes one --stride")
     entries = read_manifest(args.out)

@@ -36,8 +36,17 @@ class Clip:
     def scene(self) -> str | None:
         """What clips have in common whose ends are each other's goals: their label "group", or else
         "task", seen by the same "camera"; None where the labels tell neither."""
-        task, camera = self.labels.get("task"), self.labels.get("camera")
-        return self.labels.get("group") or (f"{task}/{camera}" if task and camera else task)
+        group, task, camera = (
+            None if (label := self.labels.get(key)) in (None, "") else str(label)  # 0 is one
+            for key in ("group", "task", "camera")
+        )
+        return group or (f"{task}/{camera}" if task and camera else task)
+
+    @property
+    def success(self) -> bool:
+        """False where the label "success" says so, in a table's words too; True where there is none."""
+        said = str(self.labels.get("success", True)).strip().lower()
+        return said not in ("false", "0", "0.0", "no", "none", "")
 
 
 def find_clips(source: str | Path) -> list[Clip]:
@@ -64,14 +73,18 @@ def find_clips(source: str | Path) -> list[Clip]:
 
 def folder_clips(folder: Path) -> list[Clip]:
     """Video files and folders of frames under a folder, at any depth and behind links. Images beside videos
-    are no clip: covers, plots."""
+    and images without a number in their names are no clip: covers, plots."""
     files = _files_below(folder)
     labels = {}
     for index in sorted(p for p in files if p.name in ("index.json", "manifest.json")):
         labels |= _read_labels(index)
     videos = {p for p in files if p.suffix.lower() in VIDEO_SUFFIXES}
-    images = {p.parent for p in files if p.suffix.lower() in IMAGE_SUFFIXES}
-    paths = videos | (images - {p.parent for p in videos})
+    numbered = {
+        p.parent
+        for p in files
+        if p.suffix.lower() in IMAGE_SUFFIXES and any(c.isdigit() for c in p.stem)
+    }
+    paths = videos | (numbered - {p.parent for p in videos})
     if not paths:
         raise ValueError(
             f"{folder} holds no clip; wanted video files ({', '.join(sorted(VIDEO_SUFFIXES))}) "
@@ -121,7 +134,7 @@ def ego4d_clips(manifest: Path) -> list[Clip]:
             Clip(
                 manifest.parent / row["path"],
                 row["path"].rstrip("/"),
-                {k: _value(v or "") for k, v in row.items() if k and k not in ("path", "len")},
+                {k: v or "" for k, v in row.items() if k and k not in ("path", "len")},
                 span=(0, int(row["len"])),
             )
             for row in rows
@@ -133,11 +146,6 @@ def ego4d_clips(manifest: Path) -> list[Clip]:
     if not clips:
         raise ValueError(f"{manifest} lists no clip.")
     return sorted(clips, key=lambda clip: clip.name)
-
-
-def _value(text: str) -> str | bool:
-    """A label of a table: "False" is no text that counts as true."""
-    return {"true": True, "false": False}.get(text.strip().lower(), text)
 
 
 def lerobot_clips(folder: Path) -> list[Clip]:

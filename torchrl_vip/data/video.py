@@ -157,7 +157,10 @@ def _readable(
     clips: Sequence[Clip], errors: Sequence[str | None]
 ) -> tuple[list[int], dict[str, str]]:
     """Numbers of the clips without an error, and the errors of the others by their names."""
-    skipped = {clip.name: error for clip, error in zip(clips, errors, strict=True) if error}
+    skipped: dict[str, str] = {}
+    for clip, error in zip(clips, errors, strict=True):
+        if error:  # two sources may have the same names
+            skipped[str(clip.path) if clip.name in skipped else clip.name] = error
     good = [i for i, error in enumerate(errors) if not error]
     if not good:
         reasons = "\n".join(f"  {reason}" for reason in skipped.values())

@@ -51,7 +51,7 @@ def success_threshold(
 
 
 def reward_correlation(
-    encoder: VIPEncoder, clips: Sequence[LabelledClip], dtype: torch.dtype, *, compile: bool = False
+    encoder: VIPEncoder, clips: Sequence[LabelledClip], dtype: torch.dtype
 ) -> float:
     """Pearson correlation of the per-step reward in ``dtype`` with float32's, goal = last frame.
 
@@ -62,7 +62,7 @@ def reward_correlation(
     rewards = []
     for frozen in (
         FrozenEncoder(encoder, dtype=torch.float32),
-        FrozenEncoder(encoder, dtype=dtype, compile=compile),
+        FrozenEncoder(encoder, dtype=dtype),
     ):
         z = embed_clips(frozen, clips)
         rewards.append(np.concatenate([-np.diff(np.linalg.norm(e - e[-1], axis=-1)) for e in z]))

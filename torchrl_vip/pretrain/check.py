@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from pathlib import Path
@@ -79,6 +80,9 @@ def check(config: dict[str, Any]) -> None:
         if not is_good:
             value = data[key[5:]] if key.startswith("data.") else config[key]
             raise ValueError(f"{key}={value} cannot be; see its comment in config.yaml.")
+    for kind in config["loggers"]:
+        if kind != "csv" and importlib.util.find_spec(kind) is None:
+            raise ValueError(f"loggers: {kind} is not installed: pip install {kind}")
     if config["views"] and config["freeze_below"] != "head":
         raise ValueError(
             f"views={config['views']} wants freeze_below=head: features are stored once, so the "

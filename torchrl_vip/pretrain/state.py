@@ -154,7 +154,7 @@ class MetricsLog:
         folder, name = path.parent / "logs", path.parent.resolve().name
         if first == 0:  # loggers append
             shutil.rmtree(folder, ignore_errors=True)
-        for file in folder.rglob("scalars/*.csv"):
+        for file in folder.rglob("scalars/**/*.csv"):  # "validation/voc" is a folder deeper
             rows = [row for row in file.read_text().splitlines(True) if row.endswith("\n")]
             file.write_text("".join(row for row in rows if int(row.split(",")[0]) <= first))
         self.loggers = [get_logger(kind, str(folder / kind), name) for kind in loggers]

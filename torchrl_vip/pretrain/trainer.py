@@ -7,6 +7,7 @@ the very weights of one that was not.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import shutil
 import time
@@ -56,6 +57,9 @@ def pretrain(config: dict[str, Any]) -> Path:
         OSError: the disk is full or not writable; the last checkpoint stays.
     """
     check(config)
+    config = json.loads(
+        json.dumps(config, default=str)
+    )  # paths and pairs as config.yaml will have them
     split = choose_clips(config["data"])  # a wrong path is an error before anything is written
     device = pick_device(config["device"])
     shard = rank, _ = processes.start(device)
@@ -105,6 +109,14 @@ def pretrain(config: dict[str, Any]) -> Path:
     processes.wait()  # nobody deletes or writes before all have read
     if first > total:
         raise ValueError(f"steps={total}, but {out} is at step {first} already: give more.")
+    measure = partial(
+        validate, objective=objective, table=validation_table, config=config, dtype=dtype
+    )
+    metrics = measure(encoder) if first == 0 and first_process else {}
+    if metrics:
+        marks_best(
+            metrics, config["best"]
+        )  # a metric that is not there is an error before all is cleared
     if first_process:
         if first == 0:
             checkpoints.clear()
@@ -113,12 +125,8 @@ def pretrain(config: dict[str, Any]) -> Path:
         write_config(config, out / "config.yaml")
     buffer.sampler.step = first
     log = MetricsLog(out / "metrics.csv", first, config["loggers"]) if first_process else None
-    measure = partial(
-        validate, objective=objective, table=validation_table, config=config, dtype=dtype
-    )
-    if first == 0 and log:
-        log.write(0, metrics := measure(encoder))
-        marks_best(metrics, config["best"])  # a metric that is not there is an error now
+    if log:
+        log.write(0, metrics)
 
     steps = tqdm(
         range(first, total),
@@ -295,10 +303,7 @@ def make_buffer(
 def task_numbers(clips: list[Clip]) -> Tensor:
     """int64 ``[V]``: successes of the same :attr:`Clip.scene` have the same number; a failure has its
     own, as its end is nobody's goal."""
-    names = [
-        str((clip.labels.get("success", True) and clip.scene) or ("clip", i))
-        for i, clip in enumerate(clips)
-    ]
+    names = [str((clip.success and clip.scene) or ("clip", i)) for i, clip in enumerate(clips)]
     number = {name: n for n, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([number[name] for name in names])
 

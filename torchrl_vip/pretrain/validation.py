@@ -25,7 +25,7 @@ def labelled_clips(table: FrameTable, most: int, *, ends: bool = False) -> list[
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for i, clip in enumerate(table.clips):
-        if not ends or clip.labels.get("success", True):
+        if not ends or clip.success:
             groups[str(clip.scene or (clip.name, i))].append(i)  # names may be twice in two sources
     names, count = list(groups), sum(map(len, groups.values()))
     share = min(1.0, most / max(count, 1))
@@ -35,7 +35,7 @@ def labelled_clips(table: FrameTable, most: int, *, ends: bool = False) -> list[
         LabelledClip(
             frames=table.clip_ends(i) if ends else table.clip_frames(i),
             group=group,
-            success=bool(table.clips[i].labels.get("success", True)),
+            success=table.clips[i].success,
             name=table.clips[i].name,
         )
         for group, i in (chosen[j] for j in _spread(len(chosen), most))
