@@ -6,6 +6,7 @@ import pytest
 import torch
 from networks import SIZE, Counting, images, trained_encoder
 from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from torchrl_vip import ENCODERS, FrozenEncoder, VIPEncoder, preprocess
 from torchrl_vip.encoders import embedding_dim
@@ -128,6 +129,22 @@ def test_an_encoder_of_the_wrong_rank_is_named(wrong, says):
     for make in (FrozenEncoder, VIPEncoder):
         with pytest.raises(ValueError, match=says):
             make(wrong, image_size=SIZE)
+
+
+def test_a_dim_that_is_not_the_outputs_is_named(tiny_encoder):
+    tiny_encoder.dim = 4  # something else to its author
+    with pytest.raises(ValueError, match="embeddings of size 3, but its dim is 4"):
+        FrozenEncoder(tiny_encoder)(torch.zeros(8, 8, 3))
+
+
+def test_networks_as_others_write_them(tiny_encoder, monkeypatch):
+    tiny_encoder.config = object()  # no mapping
+    assert FrozenEncoder(tiny_encoder).config == {}
+    monkeypatch.setitem(ENCODERS, "mine", lambda: tiny_encoder)  # without out_features
+    assert VIPEncoder("mine", dim=5).head.in_features == 3
+    resnet = ResNet(BasicBlock, [1, 1, 1, 1])
+    resnet.fc = torch.nn.Sequential()  # the identity
+    assert FrozenEncoder(VIPEncoder(resnet, image_size=32))(torch.zeros(8, 8, 3)).shape == (512,)
 
 
 def test_wrong_output_that_probing_could_not_see():

@@ -75,6 +75,60 @@ def test_single_env():
     assert env.reward_spec.shape == (1,) and env.reward_spec.is_in(torch.tensor([-100.0]))
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_look_at_the_parent_leaves_the_encoder_where_it_is(own):
+    encoder = NormEncoder()
+    env = TransformedEnv(GreyEnv(), VIPTransform(encoder))
+    options = {"encoder": encoder, "in_keys": ["vip_vec"]} if own else {}
+    env.append_transform(VIPRewardTransform(torch.zeros(4), **options)).append_transform(
+        RewardSum()
+    )
+    env.transform.to("meta")  # as to another device
+    # For these TorchRL makes clones, and moves them to the environment's device.
+    assert env.transform[1].parent is not None and env.transform[2].parent is not None
+    assert env.transform[0].encoder.device.type == "meta"
+    assert not own or env.transform[1].embedder.encoder.device.type == "meta"
+
+
+@pytest.mark.parametrize("give", ["reset", "set_goal", "rollout"])
+def test_no_vip_transform_before_it_is_an_error_that_says_so(give):
+    env = TransformedEnv(GreyEnv(), VIPRewardTransform(goal=grey(200)))
+    calls = {"reset": env.reset, "rollout": partial(env.rollout, 1)}
+    calls["set_goal"] = partial(env.transform.set_goal, grey(1))
+    with pytest.raises(KeyError, match="Put a VIPTransform before it, or pass"):
+        calls[give]()
+
+
+def test_calibration_holds_for_cameras_that_are_joined():
+    encoder = CountingEncoder()
+    encoder.config = {"reward_scale": 3.0, "success_threshold": 10 * LEVEL}
+    env = GreyEnv(cameras=["a", "b"])
+    goal = {"a": grey(40), "b": grey(41)}
+    env = TransformedEnv(env, VIPTransform(encoder, in_keys=["a", "b"]))
+    env.append_transform(VIPRewardTransform(goal, scale="auto", mode="keep"))
+    sparse = VIPRewardTransform(
+        goal, form="sparse", mode="keep", vip_reward_key="near", reward_key="reward"
+    )
+    rollout = env.append_transform(sparse).rollout(3)  # levels 20, 30, 40, alike in both cameras
+    close(rollout["next", "vip_reward"].flatten(), torch.full((3,), 3 * GAIN))
+    assert rollout["next", "near"].flatten().tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("options", [{"scale": "auto"}, {"form": "sparse"}])
+def test_calibration_without_an_encoder_says_what_to_give(options):
+    rows = TensorDict({"vip_vec": torch.zeros(2, 1), ("next", "vip_vec"): torch.ones(2, 1)}, [2])
+    with pytest.raises(ValueError, match="no encoder is in reach here: pass encoder=, or numbers"):
+        VIPRewardTransform(torch.ones(1), **options)(rows)
+
+
+def test_a_goal_image_of_another_size_at_a_reset_changes_nothing():
+    env = make_env(GreyEnv())
+    env.reset(TensorDict({"goal_image": grey(200)}, []))
+    with pytest.raises(ValueError, match=r"\(9, 9, 3\) at a reset; wanted \(8, 8, 3\).*set_goal"):
+        env.reset(TensorDict({"goal_image": grey(5, 9, 9, 3)}, []))
+    close(env.transform[-1].goal.flatten(), z_of(200))
+
+
 def test_a_clone_has_goals_of_its_own():
     env = make_env(SerialEnv(2, MAKE), goal=grey(200))
     env.reset()
@@ -636,6 +690,19 @@ def test_native_autoreset():
     expected = torch.tensor([1.0, 1, 0, 1, 1, 0, 1]) * GAIN
     close(rollout["next", "reward"].flatten(), expected)
     close(rollout["goal_embedding"], z_of(200).expand(7, 1))
+
+
+class NativeGoalEnv(NativeAutoresetEnv, GoalEnv):
+    pass
+
+
+def test_native_autoreset_takes_up_the_goal_that_is_shown():
+    rollout = make_env(NativeGoalEnv(length=3)).rollout(7, break_when_any_done=False)
+    levels = [200, 200, 200, 5, 5, 5, 200]
+    assert rollout["goal_image"][:, 0, 0, 0].tolist() == levels
+    close(rollout["goal_embedding"], torch.stack([z_of(level) for level in levels]))
+    expected = torch.tensor([1.0, 1, 0, -1, -1, 0, 1]) * GAIN
+    close(rollout["next", "reward"].flatten(), expected)
 
 
 class LampWithFrames(Lamp):

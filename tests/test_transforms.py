@@ -234,6 +234,8 @@ def test_options_that_would_be_dropped_are_refused():
         (frozen, {"freeze": False}),
         (network, {"freeze": False, "size": 64}),
         (network, {"freeze": False, "chunk_size": 2}),
+        (network, {"weights": "random"}),
+        (network, {"download": True}),
     ):
         with pytest.raises(ValueError, match="|".join([*options, "frozen"])):
             VIPTransform(encoder, **options)
@@ -250,6 +252,19 @@ def test_to_dtype_device_and_memory_format():
 
 
 # -- names and old calls ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"out_keys": ["pixels"]}, {"tensor_pixels_keys": ["pixels"]}], ids=str
+)
+def test_a_key_that_is_written_is_not_deleted(options):
+    env = TransformedEnv(GreyEnv(), VIPTransform(CountingEncoder(), **options))
+    check_env_specs(env)
+    shape = env.rollout(2)["next", "pixels"].shape
+    assert shape == ((2, 1) if "out_keys" in options else (2, 8, 8, 3))
+    rows = TensorDict({"pixels": grey(1), ("next", "pixels"): grey(2)}, [])
+    rows = VIPTransform(CountingEncoder(), **options)(rows)
+    assert rows["pixels"].shape == rows["next", "pixels"].shape == shape[1:]
 
 
 def test_a_name_without_weights_lists_the_choices():

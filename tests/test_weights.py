@@ -238,5 +238,7 @@ def test_random_weights_only_when_asked():
     first, second = (load_vip("thin", weights="random") for _ in range(2))
     assert first.name == "thin" and not first.training
     assert not torch.equal(first.backbone.conv1.weight, second.backbone.conv1.weight)
+    with pytest.raises(ValueError, match="random.*download"):
+        load_vip(weights="random", download=True)
     with pytest.raises(ValueError, match="'vgg'.*resnet18"):
         load_vip("vgg", weights="random")

@@ -168,6 +168,6 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
                 fold(block, f"conv{i}", f"bn{i}")
             if block.downsample is not None:
                 fold(block.downsample, "0", "1")
-        elif isinstance(block, nn.Sequential) and isinstance(block[0], SameConv2d):
+        elif isinstance(block, nn.Sequential) and len(block) and isinstance(block[0], SameConv2d):
             fold(block, "0", "1")
     return network.requires_grad_(False)

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +64,8 @@ class VIPEncoder(nn.Module):
                 )
             backbone = ENCODERS[backbone]()
         self.backbone = backbone
-        features = (
-            embedding_dim(backbone, image_size) if self.name is None else backbone.out_features
-        )
+        known = self.name and getattr(backbone, "out_features", None)
+        features = known or embedding_dim(backbone, image_size)
         self.head = nn.Identity() if dim is None else nn.Linear(features, dim)
         self.dim = dim or features
         self.image_size = image_size
@@ -161,8 +160,8 @@ class FrozenEncoder(nn.Module):
     """An encoder made ready for use: evaluation mode, no gradient, fast.
 
     Batch norm is folded into the convolutions of the backbones in ``ENCODERS`` (in a copy; every other
-    module is called as it is), weights are cast and laid out channels-last, large batches are cut.
-    One image's embedding never depends on the rest of its batch.
+    module is called as it is), weights are cast and laid out channels-last, batches are cut by
+    ``chunk_size``. One image's embedding never depends on the rest of its batch.
 
     Args:
         encoder: a VIPEncoder, or a module from preprocessed frames ``[N, 3, S, S]`` to ``[N, D]``.
@@ -201,7 +200,8 @@ class FrozenEncoder(nn.Module):
             raise ValueError(f"chunk_size is {chunk_size}; wanted a positive number or None.")
         self.image_size = image_size or getattr(encoder, "image_size", None) or 224
         self.dim = embedding_dim(encoder, self.image_size)
-        self.config = dict(getattr(encoder, "config", {}))
+        config = getattr(encoder, "config", {})
+        self.config = dict(config) if isinstance(config, Mapping) else {}  # others' are objects
         self.foldable = isinstance(encoder, VIPEncoder) and foldable(encoder.backbone)
         if self.foldable:
             self.backbone = fold_batch_norm(encoder.backbone)
@@ -269,6 +269,10 @@ class FrozenEncoder(nn.Module):
         with torch.autocast(device.type, self.dtype if autocast else None, enabled=autocast):
             z = self._network(frames)
         check_embedding(z, len(frames))
+        if isinstance(self.head, nn.Identity) and z.shape[-1] != self.dim:
+            raise ValueError(
+                f"the encoder returned embeddings of size {z.shape[-1]}, but its dim is {self.dim}."
+            )
         weight = next(self.head.parameters(), z.new_empty(0, dtype=torch.float32))
         return self.head(z.to(weight.dtype)).to(torch.float32)
 

@@ -69,6 +69,8 @@ def load_vip(
     if weights not in (None, "random"):
         raise ValueError(f"weights is {weights!r}; wanted None (trained ones) or 'random'.")
     if weights == "random":
+        if download:
+            raise ValueError("weights='random' and download=True: give one of them.")
         return VIPEncoder(DEFAULT if source is None else str(source)).eval()
     if download:
         if source not in (None, "resnet50"):

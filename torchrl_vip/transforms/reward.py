@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,10 +35,10 @@ class VIPRewardTransform(Transform):
     batch shape in front (one per environment), or, for several cameras in one embedding, a dict
     from camera key to image (in their order where the VIPTransform is in the workers). It is given at
     construction, to :meth:`set_goal` at any time, or in the tensordict at ``env.reset(...)``: as
-    "goal_embedding" always, as "goal_image" where no goal was given at construction or
-    ``goal_image_shape`` declares one (it is then carried along in every tensordict, as TorchRL wants of
-    an environment's state). An environment that observes "goal_image" by itself sets its own goal at
-    every reset, unless one was given at construction.
+    "goal_embedding" (unless the environment shows a goal), as "goal_image" where no goal was given at
+    construction or ``goal_image_shape`` declares one (it is then carried along in every tensordict, as
+    TorchRL wants of an environment's state). An environment that observes "goal_image" by itself
+    sets its own goal at every reset, unless one was given at construction.
 
     In a replay buffer it computes ("next", "reward") of sampled transitions for its own goal, or
     without one for the "goal_embedding" in the rows. There a goal is an embedding, or an encoder is
@@ -57,10 +58,10 @@ class VIPRewardTransform(Transform):
         vip_reward_key: for ``mode="keep"``; by default "vip_reward" beside the reward.
         form: see :func:`torchrl_vip.goal_reward`.
         scale: factor on the reward; ``"auto"`` is the checkpoint's ``reward_scale``, with which a
-            typical success returns about 1.
+            typical success returns about 1 (divided by √K for K cameras joined in one embedding).
         gamma: discount of ``form="potential"``.
         threshold: of ``form="sparse"``, in the distance's units; None is the checkpoint's
-            ``success_threshold``.
+            ``success_threshold`` (times √K).
         weights: of the distances of several cameras, in the order of their embeddings, whose sum then
             is the distance (:func:`torchrl_vip.goal_distance`; :func:`torchrl_vip.camera_weights` finds
             them). Its unit is theirs then: scale and threshold are numbers. None takes one distance
@@ -307,7 +308,11 @@ class VIPRewardTransform(Transform):
             if cameras:
                 return len(cameras) * self._find_embedder().dim
         if self._safe_container() is not None and self.parent is not None:
-            return sum(self.parent.full_observation_spec[k].shape[-1] for k in self.in_keys)
+            specs = self.parent.full_observation_spec
+            for key in self.in_keys:
+                if specs.get(key, None) is None:
+                    raise KeyError(self._absent(key, specs))
+            return sum(specs[key].shape[-1] for key in self.in_keys)
         return None if self.embedder is None else self.embedder.dim
 
     @property
@@ -390,6 +395,12 @@ class VIPRewardTransform(Transform):
             self._goals.take(embedding, every)
         images = tensordict.get(self.goal_image_key, None)
         if images is not None:
+            spec = self._goal_image_spec(batch)
+            if spec is not None and images.shape != spec.shape:
+                raise ValueError(
+                    f"{self.goal_image_key!r} of shape {tuple(images.shape)} at a reset; wanted "
+                    f"{tuple(spec.shape)}. set_goal(...) takes any size, goal_image_shape= declares another."
+                )
             self._goals.take_images(images, every, self._embed_goal_images)
         if self._goals.embedding is None:
             raise ValueError(
@@ -465,6 +476,10 @@ class VIPRewardTransform(Transform):
     def _reset_on_native_autoreset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
     ) -> TensorDictBase:
+        if self._env_has_goal():
+            batch = tensordict_reset.batch_size
+            shown = tensordict_reset.select(self.goal_image_key)
+            self._take_goals(shown, reset_rows(tensordict, batch), batch)
         self._last = self._read(tensordict_reset)
         self._write_goal(tensordict_reset, first=True)
         return tensordict_reset
@@ -492,31 +507,40 @@ class VIPRewardTransform(Transform):
             z_next,
             goal.to(z_next.device),
             form=form or self.form,
-            scale=self._scale() if scale is None else scale,
+            scale=self._scale(z_next.shape[-1]) if scale is None else scale,
             gamma=self.gamma,
-            threshold=self._threshold(),
+            threshold=self._threshold(z_next.shape[-1]),
             weights=self.weights,
         )
 
-    def _config(self) -> dict:
+    def _calibrated(self, name: str, dim: int) -> tuple[float | None, float]:
+        """A number of the checkpoint's config, of one camera, and what a distance between ``dim`` numbers is
+        longer by: the root of how many cameras are joined in them."""
         try:
-            return getattr(self._find_embedder().encoder, "config", {})
-        except RuntimeError:
-            return {}
+            embedder = self._find_embedder()
+        except RuntimeError as error:
+            raise ValueError(
+                "scale='auto', and form='sparse' without threshold=, read the encoder's config, and no "
+                "encoder is in reach here: pass encoder=, or numbers."
+            ) from error
+        number = getattr(embedder.encoder, "config", {}).get(name)
+        return number, math.sqrt(dim / embedder.dim)
 
-    def _scale(self) -> float:
+    def _scale(self, dim: int) -> float:
         if self.scale != "auto":
             return self.scale
-        if "reward_scale" not in self._config():
+        scale, longer = self._calibrated("reward_scale", dim)
+        if scale is None:
             raise ValueError(
                 "scale='auto': this encoder's config has no reward_scale; give a number."
             )
-        return self._config()["reward_scale"]
+        return scale / longer
 
-    def _threshold(self) -> float | None:
+    def _threshold(self, dim: int) -> float | None:
         if self.form != "sparse" or self.threshold is not None:
             return self.threshold
-        return self._config().get("success_threshold")
+        threshold, longer = self._calibrated("success_threshold", dim)
+        return None if threshold is None else threshold * longer
 
     def _put_reward(self, tensordict: TensorDictBase, reward: Tensor, key: NestedKey) -> None:
         own = tensordict.get(key, None)
@@ -665,6 +689,8 @@ class VIPRewardTransform(Transform):
         """Like this one, with goals of its own from now on."""
         clone = super().clone()
         clone._goals = copy.copy(self._goals)
+        if clone.embedder is not None:
+            clone.__dict__["embedder"] = clone.embedder.clone()
         return clone
 
     def __getstate__(self) -> dict:

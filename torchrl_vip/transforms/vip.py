@@ -71,7 +71,7 @@ class VIPTransform(Transform):
             else each has its own.
         size: side S of the square that the network sees; None is the encoder's own.
         del_keys: remove the frames, so that only embeddings are stored.
-        tensor_pixels_keys: keys under which to keep the untouched frames, one per in_key.
+        tensor_pixels_keys: keys under which to keep the untouched frames, one per camera.
         freeze: False registers the encoder as a trainable submodule and lets gradients through.
         save_encoder: put a frozen encoder's weights in ``state_dict()`` after all.
         blur, dtype, channels_last, compile, chunk_size: see :class:`FrozenEncoder`.
@@ -149,13 +149,19 @@ class VIPTransform(Transform):
         self.tensor_pixels_keys = [unravel_key(k) for k in tensor_pixels_keys or []]
         if self.tensor_pixels_keys and len(self.tensor_pixels_keys) != len(self.cameras):
             raise ValueError(
-                f"tensor_pixels_keys={self.tensor_pixels_keys} for in_keys={self.in_keys}: "
+                f"tensor_pixels_keys={self.tensor_pixels_keys} for the cameras {self.cameras}: "
                 "wanted one for each."
             )
         self.channel_dim = channel_dim
         self.freeze = freeze
         self.save_encoder = save_encoder
-        if not isinstance(encoder, nn.Module):
+        if isinstance(encoder, nn.Module):
+            if weights or download or download_path:
+                raise ValueError(
+                    f"weights, download and download_path are for names and paths; encoder is a "
+                    f"{type(encoder).__name__}."
+                )
+        else:
             encoder = load_vip(
                 encoder, download=download, download_path=download_path, weights=weights
             )
@@ -187,6 +193,7 @@ class VIPTransform(Transform):
             self.encoder = encoder
         self.dim = self.encoder.dim
         self.__dict__["_last"] = {}  # embedding key -> [*B, D], for the rows a partial reset leaves
+        self._moves_encoder = True  # with .to()
 
     def _name_embeddings(self, out_keys: Sequence[NestedKey] | None) -> list[NestedKey]:
         """One out key per camera, or one for all; those given may name the ("next", key) too."""
@@ -261,7 +268,8 @@ class VIPTransform(Transform):
                 if now_key(key) == camera:
                     tensordict.set(next_key(kept) if is_next(key) else kept, tensordict.get(key))
         if self.del_keys:
-            tensordict.exclude(*keys, inplace=True)
+            kept = {*self.tensor_pixels_keys, *map(next_key, self.tensor_pixels_keys)}
+            tensordict.exclude(*({*keys} - {*joined} - kept), inplace=True)
 
     # -- in an environment: the tensordict is already that of one time step ---------------------
 
@@ -300,11 +308,12 @@ class VIPTransform(Transform):
                     "in_keys=, or build it with from_pixels=True."
                 )
             frames[camera] = spec
+        if self.del_keys:
+            for camera in frames:
+                del observation_spec[camera]
         for camera, kept in zip(self.cameras, self.tensor_pixels_keys, strict=False):
             observation_spec[kept] = frames[camera].clone()
         for camera, spec in frames.items():
-            if self.del_keys:
-                del observation_spec[camera]
             count = len(self.cameras) if self.stack_images else 1
             observation_spec[self._embedding_key(camera)] = Unbounded(
                 shape=(*spec.shape[:-3], count * self.dim), device=spec.device, dtype=torch.float32
@@ -325,9 +334,17 @@ class VIPTransform(Transform):
 
     # -- where the frozen weights live ------------------------------------------------------------
 
+    def clone(self):
+        """Shares the encoder, and leaves it where it is whatever ``.to()`` is told: TorchRL makes a clone
+        for every look at a transform's ``parent``, and moves it to the environment's device."""
+        clone = super().clone()
+        clone.__dict__["_last"] = {}
+        clone._moves_encoder = False
+        return clone
+
     def _apply(self, fn: Callable, recurse: bool = True):
-        super()._apply(fn, recurse)
-        if self.freeze:
+        super()._apply(fn, recurse and self._moves_encoder)
+        if self.freeze and self._moves_encoder:
             self.encoder._apply(fn)
         self.__dict__["_last"] = {}
         return self
