@@ -12,7 +12,7 @@ state is compared with the others.
 Every core plays one episode at a time. Finished ones are in OUT/episodes.jsonl and are not played again;
 a killed run goes on, and --report draws what is there.
 
-Protocol (appendices E and V of arXiv 2210.00030; what is ours is marked *):
+Protocol (appendix E of arXiv 2210.00030 and facebookresearch/vip; what is ours is marked *):
 
 - Goal: the last frame of a demonstration, by the episode's own camera; seed i has demonstration i.
 - easy: from the demonstration's state 20, or from two fifths of it where that is earlier*, as some of
@@ -85,6 +85,8 @@ def open_encoders(entries: list[str], blur: float = 0.0) -> dict[str, Encoder]:
     opened: dict[str, Encoder] = {}
     for entry in entries:
         name, what = split_entry(entry)
+        if name in opened and what != STATE:
+            sys.exit(f"--encoder {entry}: {name!r} is given twice; name one otherwise (NAME=WHAT)")
         if what == STATE:
             opened[STATE] = Encoder(None)
         elif what == "pixels":
@@ -165,8 +167,10 @@ def wanted(args: argparse.Namespace, encoders: dict[str, Encoder]) -> list[Episo
 def check_weights(done: dict[Episode, dict], encoders: dict[str, Encoder], path: Path) -> None:
     """Two checkpoints under one name would be averaged without a word."""
     for episode, result in done.items():
-        now = encoders.get(episode.row, Encoder(None)).weights
-        if now and result.get("weights", now) != now:
+        if episode.row not in encoders:
+            continue
+        now = encoders[episode.row].weights  # "" where there are none
+        if result.get("weights", now) != now:
             sys.exit(
                 f"{path} has episodes of {episode.row!r} with other weights: "
                 "name this one otherwise (--encoder NAME=WHAT), or choose another --out"

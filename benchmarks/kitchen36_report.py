@@ -147,15 +147,12 @@ def plot(groups: Groups, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    settings = sorted({setting for setting, _, _ in groups})
     budgets = sorted({count for _, count, _ in groups})
     usual = 32 if 32 in budgets else budgets[0]
-    chosen = {
-        setting: {
-            name: g for (s, count, name), g in groups.items() if (s, count) == (setting, usual)
-        }
-        for setting in settings
-    }
+    chosen: dict[str, dict[str, list[dict]]] = defaultdict(dict)
+    for (setting, count, name), group in sorted(groups.items()):
+        if count == usual:  # a setting that was not played with as many has no part
+            chosen[setting][name] = group
     heights = [1.4 + 0.32 * len(rows) for rows in chosen.values()] + [3.6] * (len(budgets) > 1)
     figure = plt.figure(figsize=(13, sum(heights)), layout="constrained")
     parts = np.atleast_1d(figure.subfigures(len(heights), 1, height_ratios=heights))

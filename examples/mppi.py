@@ -112,7 +112,12 @@ def main() -> None:
         sys.exit(f"error: the script does not solve {args.task} from seed {args.seed}: try another")
     if args.suite == "kitchen":
         demonstrations = suite.demonstrations(args.task)
-        sim.repeat(demonstrations[args.seed % len(demonstrations)], args.start)
+        demonstration = demonstrations[args.seed % len(demonstrations)]
+        if not 0 <= args.start < (steps := len(demonstration.actions)):
+            sys.exit(
+                f"error: --start {args.start}: the demonstration solves the task in {steps} steps"
+            )
+        sim.repeat(demonstration, args.start)
     else:
         sim.reset(args.seed)
     picture, goal = goal[0], goal[1:]

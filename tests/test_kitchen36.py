@@ -214,6 +214,26 @@ def test_other_weights_under_one_name_are_refused(tmp_path) -> None:
     (tmp_path / "episodes.jsonl").write_text(line + "\n")
     with pytest.raises(SystemExit, match="episodes of 'ours' with other weights"):
         kitchen36.main([*arguments(tmp_path), "--encoder", "ours=untrained"])
+    with pytest.raises(SystemExit, match="episodes of 'ours' with other weights"):  # which has none
+        kitchen36.main([*arguments(tmp_path), "--encoder", "ours=pixels"])
+    with pytest.raises(SystemExit, match="'pixels' is given twice"):
+        kitchen36.main([*arguments(tmp_path), "--encoder", "pixels=untrained"])
+
+
+def test_a_setting_without_the_usual_budget_is_drawn(tmp_path) -> None:
+    group = [
+        {
+            "success": 1.0,
+            "task": "light_on",
+            "camera": "left_cam",
+            "seed": 0,
+            "distance": [1.0],
+            "first_distance": 2.0,
+        }
+    ]
+    easy = {("easy", count, "pixels"): group for count in (8, 32)}
+    report.plot(easy | {("hard", 128, "pixels"): group}, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 5_000
 
 
 def test_an_unknown_encoder_or_task_is_an_error(tmp_path, capsys) -> None:

@@ -294,3 +294,20 @@ def test_errors_of_a_worker_arrive() -> None:
     rollouts._workers[0].terminate()
     with pytest.raises(RuntimeError, match="a rollout worker died"):
         rollouts(np.zeros(2), np.zeros((2, 3, 1)))
+    with pytest.raises(RuntimeError, match="are closed"):
+        rollouts(np.zeros(2), np.zeros((2, 3, 1)))
+    with pytest.raises(ValueError, match="processes is -1"):
+        Rollouts(PointMass, processes=-1)
+
+
+def refuse_force(sim: PointMass, reward: float) -> float:
+    if sim.x[1] < 0:
+        raise ValueError("pushed back")
+    return reward
+
+
+def test_the_others_end_quietly_when_a_worker_fails(capfd) -> None:
+    actions = np.stack([np.full((3, 1), -1.0), np.full((3, 1), 1.0)])  # the first worker fails
+    with pytest.raises(ValueError, match="pushed back"):
+        Rollouts(PointMass, refuse_force, processes=2)(np.zeros(2), actions)
+    assert "Traceback" not in capfd.readouterr().err

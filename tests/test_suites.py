@@ -92,6 +92,8 @@ def test_wrong_names_are_errors_that_list_the_choices(suite) -> None:
         module.make_env("fly")
     with pytest.raises(ValueError, match="unknown camera 'nowhere'"):
         module.make_env(task, cameras="nowhere")
+    with pytest.raises(ValueError, match="unknown camera 'nowhere'"):
+        module.make_env(task, cameras=[module.SIMULATOR.CAMERA, "nowhere"])
 
 
 @pytest.mark.parametrize("name, task", [*TASK.items(), ("metaworld", "drawer-open-v3")])
@@ -172,6 +174,8 @@ def test_an_image_as_goal_is_written_at_every_reset(suite) -> None:
     goal = np.full((40, 48, 3), 7, np.uint8)
     env = module.make_env(task, image_size=32, seed=0, goal=goal)
     check_env_specs(env)
+    assert torch.equal(env.reset()["goal_image"], torch.from_numpy(goal))
+    env.reset()["goal_image"].zero_()  # the caller's own
     assert torch.equal(env.reset()["goal_image"], torch.from_numpy(goal))
     env.close()
     two = [module.SIMULATOR.CAMERA] * 2

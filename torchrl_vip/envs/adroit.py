@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from torchrl_vip.envs import environment
-from torchrl_vip.envs.simulator import Act, Randomization, Simulator
+from torchrl_vip.envs.simulator import Randomization, Simulator
 
 # task: actions, full_state, and looks (90 looks along the forearm, 270 at the finger tips)
 TASKS: dict[str, tuple[int, int, Randomization]] = {
@@ -102,15 +102,6 @@ class AdroitSim(Simulator):
 
     def state(self) -> np.ndarray:
         return self.data.qpos[: self.STATE_SIZE].astype(np.float32)
-
-    def script(self) -> Act:
-        """
-        Raises:
-            NotImplementedError: always; use a trained policy or demonstrations.
-        """
-        raise NotImplementedError(
-            f"{self.task!r} has no scripted policy: use a trained one or demonstrations"
-        )
 
     def still(self, action: np.ndarray) -> np.ndarray:
         return np.array(action)  # actions are positions: the same one stands still

@@ -75,7 +75,7 @@ class SimulatorEnv(EnvBase):
             "full_state": torch.from_numpy(self.sim.full_state.copy()),
             "success": torch.tensor([success]),
         }
-        return seen if self.goal is None else {**seen, "goal_image": self._goal_image}
+        return seen if self.goal is None else {**seen, "goal_image": self._goal_image.clone()}
 
     def _done(self, truncated: bool) -> dict[str, torch.Tensor]:
         flag = torch.tensor([truncated])
@@ -150,8 +150,8 @@ def make_env(
         image_size: H and W in pixels.
         goal: an image, uint8 [H, W, 3], or with a list of cameras one of each, [K, H, W, 3]; or
             ``"solved"`` for this very start's solved state, which costs a scripted episode without
-            rendering a reset: every reset then writes "goal_image", which a VIPRewardTransform takes
-            up.
+            rendering a reset (in the kitchen the end of one of its shipped demonstrations): every reset
+            then writes "goal_image", which a VIPRewardTransform takes up.
         num_envs: more than one gives a ParallelEnv whose workers use seed, seed + 1, ...
         seed: of starts and looks.
         device: of the tensors; physics and rendering stay on the CPU (or EGL's device).
@@ -203,6 +203,8 @@ def _make_one(
     make_sim: Callable[[], Simulator], randomize: Randomization | bool | None, **settings: Any
 ) -> SimulatorEnv:
     sim = make_sim()
+    for name in settings["cameras"] or ():
+        sim.render(name)  # an unknown one is an error now, and not at the first reset
     if isinstance(randomize, bool):
         randomize = sim.WIDE if randomize else None
     return SimulatorEnv(sim, randomize=randomize, **settings)

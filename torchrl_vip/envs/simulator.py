@@ -196,7 +196,9 @@ class Simulator(ABC):
         Raises:
             NotImplementedError: the suite has none.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no scripted policies")
+        raise NotImplementedError(
+            f"{self.task!r} has no scripted policy: use a trained one or demonstrations"
+        )
 
     def still(self, action: np.ndarray) -> np.ndarray:
         """The action that stands still and holds what ``action`` held."""

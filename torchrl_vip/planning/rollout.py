@@ -85,6 +85,8 @@ class Rollouts:
         last: int = 1,
         processes: int = 0,
     ) -> None:
+        if processes < 0:
+            raise ValueError(f"processes is {processes}; wanted 0 or more.")
         self.observe, self.last = observe, last
         self.sim = make_sim() if processes == 0 else None
         context = multiprocessing.get_context("spawn")  # a fork would share the renderer's context
@@ -104,10 +106,12 @@ class Rollouts:
         """What was seen, [N, ...] or [N, last, ...]; see :func:`rollout`.
 
         Raises:
-            RuntimeError: a worker died; what it raised itself is raised here as it was.
+            RuntimeError: a worker died, or they are closed; what it raised itself is raised here as it was.
         """
         if self.sim is not None:
             return rollout(self.sim, state, actions, self.observe, self.last)
+        if not self._pipes:
+            raise RuntimeError("these rollouts are closed, by close() or after a worker's error")
         shares = np.array_split(actions, len(self._pipes))
         busy = [(pipe, s) for pipe, s in zip(self._pipes, shares, strict=True) if len(s)]
         for pipe, share in busy:
@@ -151,7 +155,7 @@ def _work(pipe: Any, make_sim: Callable[[], Simulator], observe: Observe, last: 
         pipe.send(None)
         while True:
             pipe.send(rollout(sim, *pipe.recv(), observe, last))
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+    except (EOFError, ConnectionError, KeyboardInterrupt):
         pass  # no more work
     except Exception as error:  # goes to the caller, who raises it
         pipe.send(error)
