@@ -96,7 +96,7 @@ def open_encoders(entries: list[str], blur: float = 0.0) -> dict[str, Encoder]:
             opened[name] = Encoder(imagenet(half, blur))
         else:
             try:
-                embed = FrozenEncoder(open_network(what), blur=blur, chunk_size=16)
+                embed = FrozenEncoder(open_network(what), blur=blur)
             except (CheckpointError, ValueError) as error:
                 if what != "official":
                     sys.exit(f"--encoder {entry}: {error}")

@@ -86,7 +86,7 @@ def share_backbones(
         key = weights_digest(encoder.backbone, encoder.image_size)
         if key not in backbones:
             trunk = VIPEncoder(encoder.backbone, image_size=encoder.image_size)
-            frozen = FrozenEncoder(trunk, dtype=dtype, blur=blur, chunk_size=16)
+            frozen = FrozenEncoder(trunk, dtype=dtype, blur=blur)
             backbones[key] = OncePerFrame(frozen)
         trunk, head = backbones[key], encoder.head.eval().requires_grad_(False)
         return Headed(trunk, head)
@@ -133,7 +133,7 @@ class Pooled(torch.nn.Module):
 
 def imagenet(dtype: torch.dtype | None = None, blur: float = 0.0) -> FrozenEncoder:
     """Features of ImageNet at their own 224 pixels; ``blur`` is FrozenEncoder's."""
-    return FrozenEncoder(Pooled(), image_size=224, dtype=dtype, blur=blur, chunk_size=16)
+    return FrozenEncoder(Pooled(), image_size=224, dtype=dtype, blur=blur)
 
 
 def rows(

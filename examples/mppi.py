@@ -129,7 +129,7 @@ def main() -> None:
         hidden = robot.pixels
 
     # -- the reward: minus the distance to the goal -------------------------------------------------
-    encoder = FrozenEncoder(load_vip(args.encoder), blur=args.blur, chunk_size=16)
+    encoder = FrozenEncoder(load_vip(args.encoder), blur=args.blur)
 
     def embedded(frames: np.ndarray) -> torch.Tensor:
         """uint8 [N, K, H, W, 3] to [N, K D], the cameras' embeddings one after another."""

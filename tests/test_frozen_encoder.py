@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from networks import SIZE, images, trained_encoder
+from networks import SIZE, Counting, images, trained_encoder
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -57,6 +57,13 @@ def test_folded_equals_unfolded_and_leaves_the_original_alone(block):
         assert (frozen(images()) - wanted).abs().max() < 1e-4
     for k, v in encoder.state_dict().items():
         assert torch.equal(v, state[k])
+
+
+def test_a_cpu_gets_a_few_frames_at_a_time_unless_told_otherwise():
+    for options, largest in (({}, 16), ({"chunk_size": 30}, 30)):
+        counting = Counting()
+        assert FrozenEncoder(counting, **options)(images(40)).shape == (40, 3)
+        assert counting.largest == largest
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 5, 100])

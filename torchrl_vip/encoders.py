@@ -175,7 +175,9 @@ class FrozenEncoder(nn.Module):
             they are run under autocast.
         channels_last: memory format of frames and folded weights.
         compile: ``torch.compile`` the network. Without a C++ compiler it falls back and says so.
-        chunk_size: at most so many frames in one forward; None cuts nowhere.
+        chunk_size: at most so many frames in one forward. None is all on a GPU and where ``compile`` is
+            set, and 16 on a CPU, in whose cache they stay: for 64 frames 1.2 to 1.5 times as fast (Lite0
+            and ResNet-50, 2 cores with AMX).
 
     Raises:
         ValueError: ``chunk_size`` below 1, ``blur`` below 0, or an encoder that does not return
@@ -243,13 +245,15 @@ class FrozenEncoder(nn.Module):
         frames = images.reshape(batch.numel(), *images.shape[-3:])
         if not len(frames):
             return torch.zeros(*batch, self.dim, device=images.device)
-        z = [self._embed(chunk) for chunk in frames.split(self.chunk_size or len(frames))]
+        device, size = self.device or images.device, self.chunk_size or len(frames)
+        if self.chunk_size is None and not self.compile and device.type == "cpu":
+            size = CPU_CHUNK
+        z = [self._embed(chunk, device) for chunk in frames.split(size)]
         z = z[0] if len(z) == 1 else torch.cat(z)
         return z.to(images.device).reshape(*batch, self.dim)
 
     @torch.no_grad()
-    def _embed(self, images: Tensor) -> Tensor:
-        device = self.device or images.device
+    def _embed(self, images: Tensor, device: torch.device) -> Tensor:
         if self.backbone.training:
             self.backbone.eval()
         if self._network is None:

@@ -40,7 +40,7 @@ def embed_once(
     step = span.clamp(max=config["stride"])
     length = span // step + 1
     network = FrozenEncoder(
-        VIPEncoder(encoder.backbone, image_size=encoder.image_size), dtype=dtype, chunk_size=16
+        VIPEncoder(encoder.backbone, image_size=encoder.image_size), dtype=dtype
     )
     size, total = network.dim, int(length.sum())
     cache.mkdir(parents=True, exist_ok=True)
