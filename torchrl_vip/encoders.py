@@ -176,7 +176,7 @@ class FrozenEncoder(nn.Module):
         channels_last: memory format of frames and folded weights.
         compile: ``torch.compile`` the network. Without a C++ compiler it falls back and says so.
         chunk_size: at most so many frames in one forward. None is all on a GPU and where ``compile`` is
-            set, and 16 on a CPU, in whose cache they stay: for 64 frames 1.2 to 1.5 times as fast (Lite0
+            set, and 16 on a CPU, in whose cache they stay: for 64 frames 1.0 to 1.5 times as fast (Lite0
             and ResNet-50, 2 cores with AMX).
 
     Raises:
