@@ -37,8 +37,6 @@ warnings.filterwarnings("ignore", "The env passed to Collector is missing transf
 
 # -- flags ------------------------------------------------------------------------------------------
 
-WITH_GOALS = [suite for suite in SUITES if suite != "adroit"]  # which has no goal images
-
 
 def arg(default: Any, meaning: str, **options: Any) -> Any:
     """A field of a config that is a flag too; ``options`` go to ``ArgumentParser.add_argument``."""
@@ -49,7 +47,7 @@ def arg(default: Any, meaning: str, **options: Any) -> Any:
 class Config:
     """Flags of every example."""
 
-    suite: str = arg("metaworld", "suite of torchrl_vip.envs", choices=WITH_GOALS)
+    suite: str = arg("metaworld", "suite of torchrl_vip.envs", choices=SUITES)
     task: str = arg("coffee-button-v3", "one of the suite's list_tasks()")
     camera: str | None = arg(None, "camera, or several joined by + (the suite's own)")
     camera_shares: str | None = arg(

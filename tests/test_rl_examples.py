@@ -335,7 +335,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     "flags, says",
     [
         (["--task", "push"], "--task push: --suite metaworld has assembly-v3"),
-        (["--suite", "adroit"], "invalid choice: 'adroit'"),
+        (["--suite", "atari"], "invalid choice: 'atari'"),
         (["--image-size", "85"], "--image-size 85: the videos want an even number"),
         (["--eval-every", "0"], "--eval-every 0: wanted 1 or more"),
         (["--overlap"], "--processes says how many"),

@@ -489,6 +489,35 @@ def test_workers_have_seeds_of_their_own() -> None:
 
 def test_tasks_without_a_script_say_so() -> None:
     with pytest.raises(NotImplementedError, match="adroit-pen.*no scripted policy"):
-        load_suite("adroit").goal_image("adroit-pen", image_size=32)
+        load_suite("adroit").SIMULATOR("adroit-pen", image_size=32).script()
     with pytest.raises(NotImplementedError, match="no script solves.*lift_brick"):
-        load_suite("dm_manipulation").goal_image("stack_2_bricks_vision", image_size=32)
+        sim = load_suite("dm_manipulation").SIMULATOR("stack_2_bricks_vision", image_size=32)
+        sim.script()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    "name, task",
+    [
+        *(("adroit", f"adroit-{thing}") for thing in ("door", "hammer", "pen", "relocate")),
+        ("fetch", "fetch-slide"),
+        ("dm_manipulation", "lift_large_box_vision"),
+        ("dm_manipulation", "stack_2_bricks_moveable_base_vision"),
+        ("dm_manipulation", "stack_2_of_3_bricks_random_order_vision"),
+        ("dm_manipulation", "reassemble_5_bricks_random_order_vision"),
+    ],
+)
+def test_what_no_script_solves_is_put_where_it_is_wanted(name: str, task: str, seed: int) -> None:
+    sim = load_suite(name).SIMULATOR(task, image_size=32)
+    sim.reset(seed)
+    before = sim.render().copy()
+    goal = sim.solved_frame(seed)
+    assert (goal != before).any() and np.array_equal(goal, sim.render())
+    if name == "dm_manipulation":  # a box in the air has fallen after a step
+        assert sim.env.task.get_reward(sim.env.physics) > 0.95
+    else:
+        still = np.zeros(sim.ACTION_SIZE)
+        if name == "adroit":  # actions are positions
+            still = (sim.data.qpos[: len(still)] - sim.env.act_mean) / sim.env.act_rng
+        assert sim.step(still)[2]
+    sim.close()

@@ -3,7 +3,8 @@
 Shapes, with A actions: pixels uint8 [H, W, 3]; state float32 [A] = the angles of hand and arm (rad;
 positions in m); full_state float32 [F] = the environment's own observation; action float32 [A] in
 [-1, 1] = wanted joint positions over their range. (A, F) is (28, 39) for the door, (26, 46) for the
-hammer, (24, 45) for the pen, (30, 39) for relocate. There are no scripted policies. Needs
+hammer, (24, 45) for the pen, (30, 39) for relocate. There are no scripted policies: a
+goal image shows the door open, the nail in, the pen turned, or ball and hand at the target. Needs
 ``pip install "torchrl-vip[robotics]"``.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from torchrl_vip.envs import environment
-from torchrl_vip.envs.simulator import Randomization, Simulator
+from torchrl_vip.envs.simulator import Randomization, Simulator, mujoco
 
 # task: actions, full_state, and looks (90 looks along the forearm, 270 at the finger tips)
 TASKS: dict[str, tuple[int, int, Randomization]] = {
@@ -102,6 +103,51 @@ class AdroitSim(Simulator):
 
     def state(self) -> np.ndarray:
         return self.data.qpos[: self.STATE_SIZE].astype(np.float32)
+
+    def put_solved(self) -> None:
+        env, data = self.env, self.data
+        if self.task == "adroit-door":
+            data.joint("door_hinge").qpos[0] = self.model.joint("door_hinge").range[1]
+        elif self.task == "adroit-hammer":
+            nail, wanted = data.site(env.target_obj_site_id), data.site(env.goal_site_id)
+            self._slide(wanted.xpos - nail.xpos, "nail_dir")
+        elif self.task == "adroit-relocate":
+            target = data.site(env.target_obj_site_id).xpos.copy()
+            self._slide(target - data.xpos[env.obj_body_id], "OBJTx", "OBJTy", "OBJTz")
+            palm = data.site(env.S_grasp_site_id).xpos
+            self._slide(target - palm, "ARTx", "ARTy", "ARTz")  # the hand comes along
+        else:
+            self._turn_pen()
+        mujoco.mj_forward(self.model, data)
+
+    def _slide(self, way: np.ndarray, *joints: str) -> None:
+        """Move what slides along these joints by ``way`` [3] (m), in the world."""
+        for name in joints:
+            joint, limits = self.data.joint(name), self.model.joint(name)
+            joint.qpos[0] += way @ joint.xaxis
+            if limits.limited[0]:
+                joint.qpos[0] = np.clip(joint.qpos[0], *limits.range)
+
+    def _turn_pen(self) -> None:
+        """Point the pen as its target points, by its joints about x, y and z in this order."""
+        env, data = self.env, self.data
+        ends = (env.obj_t_site_id, env.obj_b_site_id), (env.tar_t_site_id, env.tar_b_site_id)
+        frame = data.xmat[env.obj_body_id].reshape(3, 3)  # not turned yet
+        now, wanted = (frame.T @ (data.site(t).xpos - data.site(b).xpos) for t, b in ends)
+        turns = np.empty((2, 4))
+        for turn, way in zip(turns, (now, wanted), strict=True):
+            mujoco.mju_quatZ2Vec(turn, way / np.linalg.norm(way))
+        mujoco.mju_negQuat(turns[0], turns[0].copy())
+        mujoco.mju_mulQuat(both := np.empty(4), turns[1], turns[0])
+        mujoco.mju_quat2Mat(matrix := np.empty(9), both)
+        m = matrix.reshape(3, 3)
+        angles = (
+            np.arctan2(-m[1, 2], m[2, 2]),
+            np.arcsin(np.clip(m[0, 2], -1, 1)),
+            np.arctan2(-m[0, 1], m[0, 0]),
+        )
+        for axis, angle in zip("xyz", angles, strict=True):
+            data.joint(f"OBJR{axis}").qpos[0] = angle
 
     def still(self, action: np.ndarray) -> np.ndarray:
         return np.array(action)  # actions are positions: the same one stands still

@@ -164,6 +164,24 @@ class ManipulationSim(Simulator):
             )
         return _Reach(self) if self.kind == "reach" else _Grasp(self)
 
+    def put_solved(self) -> None:
+        task, physics = self.env.task, self.env.physics
+        if self.kind == "lift":
+            task._prop.set_pose(physics, position=self._start + [0.0, 0.0, 0.3])
+        else:  # on its lowest brick, as the translucent ones in the background stand
+            bottom, *others = task._desired_order
+            where, turned = task._bricks[bottom].get_pose(physics)
+            hint, hint_turned = task._goal_hint_bricks[bottom].get_pose(physics)
+            turn, there = np.empty(4), np.empty(3)
+            mujoco.mju_negQuat(turn, hint_turned)
+            mujoco.mju_mulQuat(turn, turned, turn.copy())
+            for i in others:
+                position, quaternion = task._goal_hint_bricks[i].get_pose(physics)
+                mujoco.mju_rotVecQuat(there, position - hint, turn)
+                mujoco.mju_mulQuat(pose := np.empty(4), turn, quaternion)
+                task._bricks[i].set_pose(physics, where + there, pose)
+        mujoco.mj_forward(self.model, self.data)
+
     def still(self, action: np.ndarray) -> np.ndarray:
         return np.append(np.zeros(6), action[6:])  # the fingers go on pressing
 

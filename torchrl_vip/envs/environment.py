@@ -231,12 +231,13 @@ def goal_image(
     image_size: int = 128,
     render: str = "fast",
 ) -> np.ndarray:
-    """The task solved, uint8 [H, W, 3]: the last frame of a demonstration from ``seed``.
+    """The task solved, uint8 [H, W, 3]: the last frame of a demonstration from ``seed``; where nothing can
+    demonstrate it, its start with all things put where they are wanted.
 
     Args: as of :func:`make_env`.
 
     Raises:
-        NotImplementedError: the task has no scripted policy and no stored demonstration.
+        NotImplementedError: the task has no script, no stored demonstration and no known solved state.
         RuntimeError: the script failed from 20 consecutive seeds.
     """
     sim = simulator(task, camera=camera, image_size=image_size, render=render)

@@ -200,6 +200,14 @@ class Simulator(ABC):
             f"{self.task!r} has no scripted policy: use a trained one or demonstrations"
         )
 
+    def put_solved(self) -> None:
+        """Puts things where the task wants them, by no hand: where no script brings them there.
+
+        Raises:
+            NotImplementedError: the suite leaves that to its scripts.
+        """
+        raise NotImplementedError(f"nothing tells how {self.task!r} looks when it is solved")
+
     def still(self, action: np.ndarray) -> np.ndarray:
         """The action that stands still and holds what ``action`` held."""
         return np.zeros_like(action)
@@ -212,15 +220,21 @@ class Simulator(ABC):
         self, seed: int, attempt: int = 0, cameras: Sequence[str] | None = None
     ) -> np.ndarray | None:
         """The task solved from the start that ``seed`` draws, as :meth:`look` sees it at the end of a
-        scripted episode, or None where the script fails.
+        scripted episode, or None where the script fails. Where there is no script, :meth:`put_solved`.
 
         A state at rest where there is one: a button that the script has pushed past and is about to
         lose shows what nobody could hold. The script goes on for a while and then stands still; if
         that loses the task, it stands still from the first success on.
 
         Raises:
-            NotImplementedError: the task has no scripted policy.
+            NotImplementedError: the task has neither a script nor a state that is known as solved.
         """
+        try:
+            self.script()
+        except NotImplementedError:
+            self.reset(seed)
+            self.put_solved()
+            return self.look(cameras)
         for hold, rest in ((False, REST), (True, REST), (attempt % 2 == 1, 0)):
             played = play(self, self.script(), seed, steps=500, stride=500, hold=hold, rest=rest)
             if ends_solved(played.success, attempt):
