@@ -204,10 +204,10 @@ _player: Player
 """Of a worker process."""
 
 
-def _start_worker(entries: list[str], blur: float, threads: int, found: Path) -> None:
+def _start_worker(entries: list[str], blur: float, found: Path) -> None:
     global _player
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # sums of other parts would round otherwise, and plans part over it
     _player = Player(open_encoders(entries, blur), found)
 
 
@@ -221,16 +221,16 @@ def results_of(
     """Plays episodes, so many at a time, and yields each as it ends."""
     found = args.out / "robots"
     if args.processes == 0:
+        torch.set_num_threads(1)  # as in a worker
         with closing(Player(encoders, found)) as player:
             yield from map(player, todo)
         return
     entries = [entry for entry in args.encoder if split_entry(entry)[0] in encoders]
-    cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(
         args.processes,
         multiprocessing.get_context("spawn"),  # a fork would share the renderer's context
         _start_worker,
-        (entries, args.blur, max(1, cores // args.processes), found),
+        (entries, args.blur, found),
     ) as pool:
         try:
             for future in as_completed([pool.submit(_play, episode) for episode in todo]):

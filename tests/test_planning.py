@@ -5,6 +5,12 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.envs import EnvBase
+from torchrl.modules import CEMPlanner, MPPIPlanner, ValueOperator
+from torchrl.objectives.value import TDLambdaEstimator
 
 from torchrl_vip.planning import (
     CEM,
@@ -86,6 +92,57 @@ def test_planners_find_the_linear_quadratic_optimum(planner, within: float) -> N
     reached = rollout(sim, start, mean[None], last=HORIZON).sum()
     assert total * (1 + within) <= reached <= total + 1e-12
     assert np.abs(mean - best)[:3].max() < 0.1
+
+
+class PointMassEnv(EnvBase):
+    """PointMass for TorchRL's planners, which step any batch of states in one environment."""
+
+    def __init__(self, start: np.ndarray) -> None:
+        super().__init__(batch_size=[])
+        self._batch_locked = False
+        self.start = torch.as_tensor(start, dtype=torch.float32)
+        self.observation_spec = Composite(x=Unbounded((2,)))
+        self.state_spec = Composite(x=Unbounded((2,)))
+        self.action_spec = Bounded(-1, 1, (1,))
+        self.reward_spec = Unbounded((1,))
+        self.matrices = [torch.as_tensor(m, dtype=torch.float32) for m in (A, B, Q, R)]
+
+    def _reset(self, tensordict=None, **_) -> TensorDict:
+        return TensorDict(x=self.start)
+
+    def _step(self, tensordict: TensorDict) -> TensorDict:
+        a, b, q, r = self.matrices
+        action = tensordict["action"]
+        x = tensordict["x"] @ a.T + action @ b.T
+        reward = -((x @ q) * x).sum(-1, keepdim=True) - action**2 @ r
+        done = torch.zeros_like(reward, dtype=torch.bool)
+        ends = {"done": done, "terminated": done.clone()}
+        return TensorDict({"x": x, "reward": reward, **ends}, tensordict.batch_size)
+
+    def _set_seed(self, seed) -> None:
+        pass
+
+
+def test_torchrls_planners_and_ours_agree_on_the_first_action() -> None:
+    start = np.array([0.25, 0.0])
+    best, _ = optimum(start)
+    torch.manual_seed(0)
+    env, size = PointMassEnv(start), {"planning_horizon": HORIZON, "num_candidates": 200}
+    value = ValueOperator(torch.nn.Linear(2, 1), in_keys=["x"])
+    torch.nn.init.zeros_(value.module.weight), torch.nn.init.zeros_(value.module.bias)
+    summed = TDLambdaEstimator(gamma=1.0, lmbda=1.0, value_network=value)
+    cem = CEMPlanner(env, optim_steps=20, top_k=20, **size)
+    mppi = MPPIPlanner(env, summed, temperature=10.0, optim_steps=40, top_k=200, **size)
+    theirs = [planner(env.reset())["action"].item() for planner in (cem, mppi)]
+    rollouts = Rollouts(PointMass, last_reward, last=HORIZON)
+    ours = [
+        planner.plan(lambda actions: rollouts(start, actions).sum(1)).item()
+        for planner in (
+            CEM(1, horizon=HORIZON, trajectories=200, iterations=20, elites=20),
+            MPPI(1, horizon=HORIZON, trajectories=200, iterations=40, sigma=0.3, kappa=10),
+        )
+    ]
+    np.testing.assert_allclose([*theirs, *ours], best[0].item(), atol=0.1)
 
 
 def test_receding_horizon_with_a_last_step_score_brings_the_mass_home() -> None:

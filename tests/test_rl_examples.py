@@ -216,7 +216,7 @@ def test_smoke(script, flags, resumed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("collector", [("--overlap",), ("--collector", "distributed")])
+@pytest.mark.parametrize("collector", [(), ("--overlap",), ("--collector", "distributed")])
 def test_a_killed_worker_is_named(collector, tmp_path):
     out = tmp_path / "run"
     flags = ["--processes", "2", "--steps", "1000000", "--eval-every", "1000000", *collector]

@@ -235,7 +235,9 @@ def main(arguments: list[str] | None = None) -> None:
         help="at most so many things lie about in a clip of the train split",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one a core)"
+    )
     args = parser.parse_args(arguments)
 
     suite = load_suite(args.suite)
