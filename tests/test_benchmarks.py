@@ -132,6 +132,32 @@ def test_other_seeds_of_a_row_stay(tmp_path):
     assert online_rl.merged(path, [row("2", value=0.9)])[0] == row("2", value=0.9)  # played again
 
 
+def test_a_hill_by_hand():
+    pytest.importorskip("metaworld")
+    import success_curves
+
+    assert success_curves.hill(np.array([1.0, 0.5, 0.75, 0.25, 0.375])) == 0.25
+    assert success_curves.hill(np.array([1.0, 0.5, 0.0])) == 0
+
+
+@pytest.mark.slow
+def test_success_curves_are_drawn(tmp_path):
+    pytest.importorskip("metaworld")
+    flags = (
+        "--tasks coffee-button-v3 --seeds 0 --stride 10 --cameras corner4 corner4+topview".split()
+    )
+    command = [sys.executable, str(ROOT / "benchmarks/success_curves.py"), *flags]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "success_curves.json").read_text())["rows"]
+    for row in rows:
+        assert row["curve"][0] == 1 and row["curve"][-1] == 0
+        assert 0 < row["first_success"] < len(row["curve"])
+    assert "| coffee-button-v3 |" in done.stdout and (tmp_path / "success_curves.png").exists()
+
+
 @pytest.mark.slow
 def test_online_rl_runs_and_is_only_read_again(tmp_path):
     pytest.importorskip("metaworld")
