@@ -54,10 +54,10 @@ class Config:
         None, "how much each of these cameras counts in the reward, as 1+1+4 (all alike)"
     )
     image_size: int = arg(128, "side of the rendered frames, pixels")
-    max_steps: int = arg(100, "length of an episode, steps of the simulator, as all steps here")
+    max_steps: int = arg(100, "simulator steps an episode (all steps here are the simulator's)")
     frame_skip: int = arg(2, "steps that an action is held; only the last one is rendered")
     encoder: str | None = arg(None, "checkpoint's name or folder (the bundled one)")
-    blur: float = arg(0.0, "Gaussian over what the encoder sees, in its pixels")
+    blur: float = arg(0.0, "standard deviation of a blur before the encoder, in its pixels")
     reward: str = arg("vip", "what to learn from", choices=("vip", "sparse", "dense", "vip+sparse"))
     seed: int = arg(0, "of networks, exploration and training starts")
     steps: int = arg(50_000, "environment steps in all")

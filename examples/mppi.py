@@ -65,8 +65,12 @@ def parse_args() -> argparse.Namespace:
     )
     add("--task", default="sdoor_open", help="one of the suite's (%(default)s)")
     add("--camera", help="its name, or several joined by + (the suite's own)")
-    add("--beside-robot", action="store_true", help="compare what is not the robot as well")
-    add("--read-goal", action="store_true", help="plan on what the goal image is read to say")
+    add("--beside-robot", action="store_true", help="also compare what is beside the robot")
+    add(
+        "--read-goal",
+        action="store_true",
+        help="read what moved in the goal image, and plan on that",
+    )
     add("--start", type=int, default=15, help="kitchen: state of a demonstration (%(default)s)")
     add("--steps", type=int, default=50, help="actions at most (%(default)s)")
     add("--trajectories", type=int, default=32, help="candidates a step (%(default)s)")
@@ -202,7 +206,7 @@ def main() -> None:
     )
     args.out.mkdir(parents=True, exist_ok=True)
     if hidden is not None:
-        picture[hidden] = picture[hidden] // 2 + np.array([127, 0, 0], np.uint8)  # not compared
+        picture[hidden] = picture[hidden] // 2 + np.array([0, 0, 127], np.uint8)  # not compared
     draw(film_of, picture, curve, args.out / f"{args.task}.png")
     film(film_of, picture, curve, args.out / f"{args.task}.mp4")
     print(f"wrote {args.out / args.task}.png and .mp4")

@@ -38,7 +38,10 @@ class SACConfig(Config):
     goals: int = arg(0, "goal images of other episodes, averaged; 0: each start's own solved state")
     hidden: int = arg(256, "width of the networks' two layers")
     lr: float = arg(1e-3, "Adam's learning rate at the start; falls in a line to a tenth")
-    alpha: float = arg(0.05, "weight of the entropy at the start; tuned to an entropy of -actions")
+    alpha: float = arg(
+        0.05,
+        "weight of the entropy at the start; then tuned to an entropy of minus the action's size",
+    )
     alpha_lr: float = arg(3e-3, "Adam's learning rate of the logarithm of that weight")
     gamma: float = arg(0.95, "discount an action; each reward is a step of the way already")
     tau: float = arg(0.01, "step of the target networks towards the critics, an update")
@@ -46,7 +49,8 @@ class SACConfig(Config):
         0.0, "taken off the reward for an action of full size, so that a policy rests at its goal"
     )
     average: float = arg(
-        0.999, "of the actor's weights, which is evaluated: how much of it stays, an update"
+        0.999,
+        "decay an update of the actor's moving average, which is evaluated; 0: the last actor",
     )
     buffer_size: int = arg(100_000, "transitions kept, 4 kB each and camera")
     compile: bool = arg(False, "the loss, by torch.compile: a minute at the start, then faster")

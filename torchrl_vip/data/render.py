@@ -216,7 +216,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the clips")
     parser.add_argument("--suite", choices=SUITES, default="metaworld")
-    parser.add_argument("--split", choices=("train", "heldout"), default="train")
+    parser.add_argument(
+        "--split", choices=("train", "heldout"), default="train",
+        help="successes in many scenes, or successes and failures of one scene a task",
+    )  # fmt: skip
     parser.add_argument("--tasks", nargs="+", help="only these tasks (default: all of the split)")
     parser.add_argument(
         "--episodes", type=int, default=10, help="successes a task; the kitchen has what is shipped"
