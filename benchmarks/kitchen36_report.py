@@ -178,6 +178,8 @@ def success_bars(axis, rows: dict[str, list[dict]]) -> None:
     axis.set_xlim(0, 1.15)
     for place, mean, high in zip(places, means, highs, strict=True):
         axis.text(high + 0.02, place, f"{mean:.0%}", va="center", fontsize=8)
+    axis.set_yticklabels([f"{name}  ({len(group)})" for name, group in rows.items()])
+    axis.set_xlabel("95 % intervals over tasks; in brackets how many episodes", fontsize=8)
 
 
 def success_cells(axis, rows: dict[str, list[dict]]) -> None:
@@ -208,7 +210,8 @@ def against_budget(axes, groups: Groups, budgets: list[int]) -> None:
         if len(known) < 2:
             continue
         played = shared(*(groups[setting, c, name] for c in known))
-        look = {"marker": "o", "color": f"C{i % 10}", "label": name}
+        label = f"{name}: the same {len(played[0])} episodes"
+        look = {"marker": "o", "color": f"C{i % 10}", "label": label}
         axes[0].plot(known, [rate(group)[0] for group in played], **look)
         left = [
             [r["distance"][-1] / r["first_distance"] for r in g if r["distance"]] for g in played
