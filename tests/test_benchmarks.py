@@ -83,10 +83,14 @@ def test_reward_quality_runs_and_pixels_are_perfect_on_a_moving_bar(tmp_path):
 @pytest.mark.slow
 def test_throughput_runs(tmp_path):
     result = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks/throughput.py"), "--help"],
+        [
+            *(sys.executable, str(ROOT / "benchmarks/throughput.py"), "--quick", "--sections"),
+            *("images", "--batches", "1", "--sizes", "84", "--seconds", "1", "--out", str(tmp_path)),
+        ],
         capture_output=True, text=True, cwd=tmp_path, timeout=300,
     )  # fmt: skip
-    assert result.returncode == 0 and "--quick" in result.stdout
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "throughput-quick.json").read_text())["images"]
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_package_and_all_its_data(installed: Path) -> None:
     """Every yaml, checkpoint and card of the tree is in the wheel; tests and examples are not."""
     package = ROOT / "torchrl_vip"
-    kinds = {".py", ".yaml", ".json", ".md", ".safetensors", ".html", ".css", ".js"}
+    kinds = {".py", ".yaml", ".json", ".md", ".safetensors", ".npz"}
     wanted = {str(p.relative_to(ROOT)) for p in package.rglob("*") if p.suffix in kinds}
     held = {str(p.relative_to(installed)) for p in installed.rglob("*") if p.suffix in kinds}
     assert wanted and wanted <= held, f"left out of the wheel: {sorted(wanted - held)}"

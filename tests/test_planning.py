@@ -363,8 +363,9 @@ def refuse_force(sim: PointMass, reward: float) -> float:
     return reward
 
 
-def test_the_others_end_quietly_when_a_worker_fails(capfd) -> None:
-    actions = np.stack([np.full((3, 1), -1.0), np.full((3, 1), 1.0)])  # the first worker fails
+@pytest.mark.parametrize("second", [1.0, -1.0])
+def test_the_others_end_quietly_when_a_worker_fails(second, capfd) -> None:
+    actions = np.stack([np.full((3, 1), -1.0), np.full((3, 1), second)])  # the first worker fails
     with pytest.raises(ValueError, match="pushed back"):
         Rollouts(PointMass, refuse_force, processes=2)(np.zeros(2), actions)
     assert "Traceback" not in capfd.readouterr().err

@@ -90,6 +90,12 @@ def test_a_look_at_the_parent_leaves_the_encoder_where_it_is(own):
     assert not own or env.transform[1].embedder.encoder.device.type == "meta"
 
 
+def test_an_unwrapped_environment_still_moves_its_encoder():
+    env = TransformedEnv(TransformedEnv(GreyEnv(), VIPTransform(NormEncoder())), RewardSum())
+    env.transform.to("meta")
+    assert env.transform[0].encoder.device.type == "meta"
+
+
 @pytest.mark.parametrize("give", ["reset", "set_goal", "rollout"])
 def test_no_vip_transform_before_it_is_an_error_that_says_so(give):
     env = TransformedEnv(GreyEnv(), VIPRewardTransform(goal=grey(200)))
@@ -101,7 +107,7 @@ def test_no_vip_transform_before_it_is_an_error_that_says_so(give):
 
 def test_calibration_holds_for_cameras_that_are_joined():
     encoder = CountingEncoder()
-    encoder.config = {"reward_scale": 3.0, "success_threshold": 10 * LEVEL}
+    encoder.config = {"reward_scale": 3.0, "success_threshold": 10.5 * LEVEL}
     env = GreyEnv(cameras=["a", "b"])
     goal = {"a": grey(40), "b": grey(41)}
     env = TransformedEnv(env, VIPTransform(encoder, in_keys=["a", "b"]))
@@ -495,6 +501,17 @@ def test_encoder_for_goals_only_outside_the_workers():
     check_env_specs(without)
     with pytest.raises(RuntimeError, match="inside the workers.*embedding, or pass encoder="):
         TransformedEnv(SerialEnv(2, workers), VIPRewardTransform(grey(200))).reset()
+    env = TransformedEnv(SerialEnv(2, workers), VIPRewardTransform(encoder=CountingEncoder()))
+    td = env.reset(TensorDict(goal_image=torch.stack([grey(200), grey(5)]), batch_size=[2]))
+    close(td["goal_embedding"], torch.stack([z_of(200), z_of(5)]))
+
+
+def test_a_declared_goal_image_beside_a_given_goal():
+    env = make_env(SerialEnv(2, MAKE), goal=grey(200), goal_image_shape=(16, 12, 3))
+    check_env_specs(env)
+    goals = torch.stack([grey(5, 16, 12, 3)] * 2)
+    td = env.reset(TensorDict(goal_image=goals, batch_size=[2]))
+    close(td["goal_embedding"], z_of(5).expand(2, 1))
 
 
 def with_vip(make):
@@ -717,6 +734,16 @@ class LampWithFrames(Lamp):
     def step(self, action):
         _, *rest = super().step(action)
         return {"pixels": self.render()}, *rest
+
+
+def test_the_wrapper_reads_frames_of_the_observation():
+    env = VIPRewardWrapper(
+        LampWithFrames(None), grey(200), encoder=CountingEncoder(), pixels="pixels"
+    )
+    env.reset()
+    assert env.step(0)[1] == pytest.approx(GAIN, abs=1e-5)
+    env.set_goal(grey(0))
+    assert env.step(0)[1] == pytest.approx(-GAIN, abs=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["SAME_STEP", "DISABLED"])

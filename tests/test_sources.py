@@ -31,6 +31,13 @@ def test_pictures_beside_videos_are_no_clip(tmp_path: Path) -> None:
     assert [clip.name for clip in find_clips(tmp_path / "source")] == ["a.mp4", "frames"]
 
 
+def test_a_cover_beside_frames_is_no_frame(tmp_path: Path) -> None:
+    write_folder(tmp_path / "source/clip", 3)
+    shutil.copy(tmp_path / "source/clip/0.png", tmp_path / "source/clip/cover.png")
+    (clip,) = find_clips(tmp_path / "source")
+    assert greys(read_clip(clip, 8)) == [0, 10, 20]
+
+
 def test_clips_behind_links_are_found_once_even_where_a_link_leads_back(tmp_path: Path) -> None:
     disk, source = tmp_path / "disk", tmp_path / "source"
     write_folder(disk / "lab" / "clip", 2)

@@ -70,6 +70,7 @@ def read_frames(path: str | Path, span: tuple[int, int] | None = None) -> Iterat
 def frame_files(folder: Path) -> list[Path]:
     """Images of a folder in the order of the numbers in their names: 10.png comes after 9.png."""
     files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+    files = [p for p in files if any(c.isdigit() for c in p.stem)] or files  # a cover is no frame
     return sorted(
         files, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p.name)]
     )

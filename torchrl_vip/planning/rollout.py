@@ -7,6 +7,7 @@ or to [N, L, ...] after each of its last L. A simulator is a
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -158,4 +159,5 @@ def _work(pipe: Any, make_sim: Callable[[], Simulator], observe: Observe, last: 
     except (EOFError, ConnectionError, KeyboardInterrupt):
         pass  # no more work
     except Exception as error:  # goes to the caller, who raises it
-        pipe.send(error)
+        with contextlib.suppress(ConnectionError):  # who has closed after another's error
+            pipe.send(error)

@@ -16,7 +16,7 @@ from torchrl.envs.transforms import Compose, Transform, VecGymEnvTransform
 
 from torchrl_vip.functional import check_form, goal_reward, to_chw
 from torchrl_vip.goals import Goals, align, is_image, read_image
-from torchrl_vip.transforms.vip import EncoderLike, VIPTransform, next_key, reset_rows
+from torchrl_vip.transforms.vip import EncoderLike, VIPTransform, next_key, reset_rows, stands
 
 _ONE = torch.Size([])  # batch shape of a goal that is not stacked
 
@@ -395,7 +395,9 @@ class VIPRewardTransform(Transform):
             self._goals.take(embedding, every)
         images = tensordict.get(self.goal_image_key, None)
         if images is not None:
-            spec = self._goal_image_spec(batch)
+            # of an encoder for goals alone the frames' size is not known here
+            known = self.embedder is None or self._embeds or self.goal_image_shape is not None
+            spec = self._goal_image_spec(batch) if known else None
             if spec is not None and images.shape != spec.shape:
                 raise ValueError(
                     f"{self.goal_image_key!r} of shape {tuple(images.shape)} at a reset; wanted "
@@ -668,6 +670,7 @@ class VIPRewardTransform(Transform):
     def _apply(self, fn: Callable, recurse: bool = True):
         super()._apply(fn, recurse)
         if self.embedder is not None:
+            self.embedder._moves_encoder |= stands(self)
             self.embedder._apply(fn)
         self._last = None
         self._goals.forget_written()

@@ -49,6 +49,14 @@ def reset_rows(tensordict: TensorDictBase | None, batch: torch.Size) -> Tensor |
     return None if rows is None or bool(rows.all()) else rows
 
 
+def stands(transform: Transform) -> bool:
+    """Whether it is part of an environment or a replay buffer."""
+    try:
+        return transform.container is not None
+    except ValueError:  # TorchRL raises where the container is a replay buffer
+        return True
+
+
 class VIPTransform(Transform):
     """Replace frames with embeddings of a VIP encoder.
 
@@ -335,16 +343,18 @@ class VIPTransform(Transform):
     # -- where the frozen weights live ------------------------------------------------------------
 
     def clone(self):
-        """Shares the encoder, and leaves it where it is whatever ``.to()`` is told: TorchRL makes a clone
-        for every look at a transform's ``parent``, and moves it to the environment's device."""
+        """Shares the encoder, and leaves it where it is, whatever ``.to()`` is told, until it is part of an
+        environment: TorchRL makes a clone for every look at a transform's ``parent``, and moves it to the
+        device of the environment that it puts it into."""
         clone = super().clone()
         clone.__dict__["_last"] = {}
         clone._moves_encoder = False
         return clone
 
     def _apply(self, fn: Callable, recurse: bool = True):
-        super()._apply(fn, recurse and self._moves_encoder)
-        if self.freeze and self._moves_encoder:
+        moves = self._moves_encoder or stands(self)
+        super()._apply(fn, recurse and moves)
+        if self.freeze and moves:
             self.encoder._apply(fn)
         self.__dict__["_last"] = {}
         return self
