@@ -57,9 +57,8 @@ def pretrain(config: dict[str, Any]) -> Path:
         OSError: the disk is full or not writable; the last checkpoint stays.
     """
     check(config)
-    config = json.loads(
-        json.dumps(config, default=str)
-    )  # paths and pairs as config.yaml will have them
+    # Paths and pairs as config.yaml will have them.
+    config = json.loads(json.dumps(config, default=str))
     split = choose_clips(config["data"])  # a wrong path is an error before anything is written
     device = pick_device(config["device"])
     shard = rank, _ = processes.start(device)
@@ -114,9 +113,8 @@ def pretrain(config: dict[str, Any]) -> Path:
     )
     metrics = measure(encoder) if first == 0 and first_process else {}
     if metrics:
-        marks_best(
-            metrics, config["best"]
-        )  # a metric that is not there is an error before all is cleared
+        # A metric that is not there is an error before anything is cleared.
+        marks_best(metrics, config["best"])
     if first_process:
         if first == 0:
             checkpoints.clear()
