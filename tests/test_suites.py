@@ -137,9 +137,10 @@ def test_a_suite_without_a_known_robot_cannot_leave_it_out() -> None:
 @pytest.mark.parametrize("tasks", [TASK, {"metaworld": "reach-v3"}])
 def test_simulators_left_open_say_nothing_at_exit(tasks: dict[str, str]) -> None:
     code = (
-        "from torchrl_vip.envs import load_suite\n"
+        "from torchrl_vip.envs import load_suite, named\n"
         "sims = [load_suite(s).SIMULATOR(t, image_size=16) for s, t in tasks.items()]\n"
         "for sim in sims: sim.reset(0), sim.render()\n"
+        "env = named.make_env('Ant-v5', image_size=16)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", f"tasks = {tasks}\n{code}"],
@@ -372,6 +373,35 @@ def test_a_seed_repeats_the_picture_of_a_gymnasium_environment() -> None:
     assert all((frame - frames[0]).abs().max() < 3 for frame in frames)
     with pytest.raises(ValueError, match="unknown camera 'nope'.*track"):
         named.make_env("Ant-v5", cameras="nope", image_size=32)
+
+
+APART = {
+    "gymnasium": lambda: named.make_env("Ant-v5", image_size=32, seed=0),
+    "suite": lambda: load_suite("metaworld").make_env("drawer-open-v3", image_size=32, seed=0),
+}
+
+
+@pytest.mark.parametrize("neighbour", APART)
+@pytest.mark.parametrize("name", APART)
+@pytest.mark.parametrize("closed", [True, False])
+def test_two_environments_of_one_process_draw_apart(name, neighbour, closed) -> None:
+    def look() -> torch.Tensor:
+        env.set_seed(0)
+        return env.reset()["pixels"].int()
+
+    env, other = APART[name](), APART[neighbour]()
+    seen = [look()]
+    other.reset()
+    seen += [look()]
+    other.reset()
+    if closed:
+        other.close()
+    del other
+    gc.collect()
+    seen += [look()]
+    env.close()
+    assert seen[0].float().std() > 5
+    assert all((frame - seen[0]).abs().max() < 3 for frame in seen)
 
 
 def test_an_action_is_held_for_frame_skip_steps() -> None:

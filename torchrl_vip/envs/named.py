@@ -7,7 +7,7 @@ joined in the order of their names; action, reward and done as the environment h
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from torchrl.envs import (
     UnsqueezeTransform,
 )
 
-from torchrl_vip.envs import simulator  # noqa: F401  picks a MUJOCO_GL that works
+from torchrl_vip.envs.simulator import close_at_exit  # its import picks a MUJOCO_GL that works
 
 
 def list_tasks() -> list[str]:
@@ -125,7 +125,7 @@ def _gym(task: str, camera: str | int | None, image_size: int | None, device: An
         options["camera_name" if isinstance(camera, str) else "camera_id"] = camera
     try:
         env = GymEnv(task, from_pixels=True, pixels_only=False, device=device, **options)
-        _aim(env._env.unwrapped, camera)
+        _mend(env._env.unwrapped, camera)
         return env
     except gymnasium.error.UnregisteredEnv as error:
         raise ValueError(
@@ -139,12 +139,16 @@ def _gym(task: str, camera: str | int | None, image_size: int | None, device: An
         ) from error
 
 
-def _aim(env: Any, camera: str | int | None) -> None:
-    """Points gymnasium's free camera at the first state of the model, not at whatever state it was first
-    used in: else no seed repeats a picture."""
+def _mend(env: Any, camera: str | int | None) -> None:
+    """Has gymnasium's MuJoCo environment draw in a GL context of its own, see _own_context, and points its
+    free camera at the first state of the model, not at whatever state it was first used in: else no
+    seed repeats a picture."""
     drawn = getattr(env, "mujoco_renderer", None)
     if drawn is None:
         return
+    if drawn.viewer is not None:
+        drawn.viewer.__class__ = _own_context(type(drawn.viewer))
+        close_at_exit(drawn)
     names = [env.model.camera(i).name for i in range(env.model.ncam)]
     if isinstance(camera, str) and camera not in names:
         raise ValueError(f"unknown camera {camera!r}; choose from {names}")
@@ -152,6 +156,27 @@ def _aim(env: Any, camera: str | int | None) -> None:
         env.set_state(env.init_qpos, env.init_qvel)
         drawn.viewer._init_camera()
         drawn._set_cam_config()
+
+
+@cache
+def _own_context(viewer: type) -> type:
+    """The viewer that draws, and is freed, in its own GL context. Gymnasium's uses whichever is current:
+    of two environments in a process one shows the other, and one that is freed, be it by the garbage
+    collector, blackens another (https://github.com/Farama-Foundation/Gymnasium/issues/736)."""
+
+    class OwnContext(viewer):  # type: ignore[misc, valid-type]
+        def render(self, *args: Any, **kwargs: Any) -> Any:
+            self.make_context_current()
+            return super().render(*args, **kwargs)
+
+        def free(self) -> None:
+            if self.con is not None:
+                self.make_context_current()
+                self.con.free()
+                self.con = None
+                super().free()
+
+    return OwnContext
 
 
 def _dm_control_tasks() -> tuple[tuple[str, str], ...]:

@@ -14,7 +14,7 @@ import sys
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torchrl  # noqa: F401  before the first rendering context: the other order crashes the interpreter
@@ -43,6 +43,18 @@ WITHOUT_ROBOT = "/no-robot"
 REST = 20  # steps of standing still that a solved state must outlast to be a goal
 Act = Callable[[np.ndarray, int], np.ndarray]
 """``act(full_state, t) -> action``."""
+
+
+class _Renderer(mujoco.Renderer):
+    """Is freed in a GL context of its own. MuJoCo's frees textures and framebuffers by number in whichever
+    context is current: under OSMesa another renderer's, which draws black or noise from then on
+    (https://github.com/google-deepmind/mujoco/issues/1186)."""
+
+    def close(self) -> None:
+        if self._gl_context and self._mjr_context:
+            self._gl_context.make_current()
+            self._mjr_context.free()
+        super().close()
 
 
 class Simulator(ABC):
@@ -113,13 +125,9 @@ class Simulator(ABC):
             visual.quality.offsamples = visual.quality.shadowsize = 0
             if self.MESH_CELL:
                 simplify_meshes(model, self.MESH_CELL)
-        self._renderer = mujoco.Renderer(model, self.image_size, self.image_size)
+        self._renderer = _Renderer(model, self.image_size, self.image_size)
         if first:
-            # A context freed after the driver has shut down prints a traceback at exit. Hooks run
-            # last registered first; a driver's own comes with a suite's import or the first renderer.
-            _open.add(self)
-            atexit.unregister(_close_all)
-            atexit.register(_close_all)
+            close_at_exit(self)
         if self.fast:
             flag = mujoco.mjtRndFlag
             for name in (flag.mjRND_SHADOW, flag.mjRND_REFLECTION):
@@ -334,13 +342,22 @@ def _free_camera(
     return camera
 
 
-_open: weakref.WeakSet[Simulator] = weakref.WeakSet()
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def close_at_exit(drawn: Any) -> None:
+    """Closes what has drawn, where its user has not: a GL context that is freed after the driver has shut
+    down prints a traceback."""
+    _open.add(drawn)
+    # hooks run last registered first; a driver's own comes with its import or the first renderer
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)
 
 
 def _close_all() -> None:
     with contextlib.ExitStack() as stack:  # one that fails does not keep the others open
-        for sim in list(_open):
-            stack.callback(sim.close)
+        for drawn in list(_open):
+            stack.callback(drawn.close)
 
 
 class Episode(NamedTuple):
