@@ -5,6 +5,8 @@ SHELL := /bin/bash
 
 PY := .venv/bin/python
 ARGS ?=
+# of pytest; a test takes up to 4 GB
+WORKERS ?= 2
 # The renderer that scripts/setup.sh saw working; MUJOCO_GL in the environment wins.
 GL = MUJOCO_GL="$${MUJOCO_GL:-$$(cat .venv/mujoco_gl 2>/dev/null || echo egl)}"
 
@@ -19,10 +21,10 @@ renderer: setup
 	    { echo "MuJoCo cannot render here: see setup's message above." >&2; exit 1; }
 
 test: setup  ## every test, the fast ones first (ARGS="-k reward")
-	@$(GL) $(PY) -m pytest -m "slow or not slow" $(ARGS)
+	@$(GL) $(PY) -m pytest -n $(WORKERS) --dist loadfile -m "slow or not slow" $(ARGS)
 
 test-fast: setup  ## the tests that take seconds
-	@$(GL) $(PY) -m pytest $(ARGS)
+	@$(GL) $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: setup  ## ruff, changing nothing
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

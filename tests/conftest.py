@@ -23,7 +23,12 @@ import torch
 from torch import nn
 
 if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(min(4, os.cpu_count() or 1))  # more only fight with ParallelEnv's workers
+    # more threads only fight: with ParallelEnv's workers, or with pytest's own
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    threads = max(1, min(4, os.cpu_count() or 1) // workers)
+    torch.set_num_threads(threads)
+    if workers > 1:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that tests start
 
 
 class TinyEncoder(nn.Module):
