@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import gymnasium
+import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import nn
 from torchrl.data import Bounded, Composite
-from torchrl.envs import EnvBase
+from torchrl.envs import Compose, EnvBase, TransformedEnv
+
+from torchrl_vip import VIPRewardTransform, VIPTransform, preprocess
 
 STEP = 10  # grey levels per step
 
@@ -114,3 +120,60 @@ class NativeAutoresetEnv(GreyEnv):
         if out["done"].any():
             out.update(self._reset())
         return out
+
+
+class Lamp(gymnasium.Env):
+    """Brightens by ten levels a step; renders 8 x 8."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+    observation_space = gymnasium.spaces.Box(0, 255, (1,))
+
+    def __init__(self, render_mode="rgb_array"):
+        self.render_mode, self.level = render_mode, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.level = 10
+        return np.array([10.0], np.float32), {}
+
+    def step(self, action):
+        self.level += 10
+        return np.array([self.level], np.float32), 1.0, self.level >= 50, False, {}
+
+    def render(self):
+        return np.full((8, 8, 3), self.level, np.uint8)
+
+
+class LampWithFrames(Lamp):
+    observation_space = gymnasium.spaces.Dict(
+        pixels=gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    )
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        return {"pixels": self.render()}, {}
+
+    def step(self, action):
+        _, *rest = super().step(action)
+        return {"pixels": self.render()}, *rest
+
+
+# -- rewards that are known -------------------------------------------------------------------------
+
+GAIN = STEP * LEVEL  # reward of a step towards a bright goal
+MAKE = [partial(GreyEnv, length=3), partial(GreyEnv, length=5)]
+
+
+def z_of(level):
+    return preprocess(grey(level)).mean().reshape(1)
+
+
+def reward_env(base=None, encoder=None, **kwargs):
+    encoder = CountingEncoder() if encoder is None else encoder
+    return TransformedEnv(
+        base or GreyEnv(), Compose(VIPTransform(encoder), VIPRewardTransform(**kwargs))
+    )
+
+
+def worker_env(make):
+    return reward_env(make(), goal=grey(200))
