@@ -103,6 +103,39 @@ class NormEncoder(nn.Module):
 LEVEL = sum(1 / (255 * s) for s in (0.229, 0.224, 0.225)) / 3
 
 
+class GreyBatch(EnvBase):
+    """One environment of batch shape ``[n]``, whose frames are as GreyEnv's; all end after ``length``."""
+
+    def __init__(self, n=2, length=9, agents=()):
+        super().__init__(device="cpu", batch_size=[n])
+        self.length, shape = length, (n, *agents, 8, 8, 3)
+        self.observation_spec = Composite(
+            pixels=Bounded(0, 255, shape=shape, dtype=torch.uint8), shape=(n,)
+        )
+        self.action_spec = Bounded(-1, 1, shape=(n, 1))
+        self.reward_spec = Composite(reward=Bounded(-5, 5, shape=(n, *agents, 1)), shape=(n,))
+
+    def _seen(self, **more):
+        frames = self.level.reshape(-1, *[1] * (self.observation_spec["pixels"].ndim - 1))
+        pixels = frames.expand(self.observation_spec["pixels"].shape).to(torch.uint8)
+        done = (self.level >= 10 + STEP * self.length).unsqueeze(-1)
+        seen = {"pixels": pixels.clone(), "done": done, "terminated": done.clone()}
+        return TensorDict(seen | more, batch_size=self.batch_size)
+
+    def _reset(self, tensordict=None, **kwargs):
+        rows = None if tensordict is None else tensordict.get("_reset", None)
+        fresh = torch.full(self.batch_size, 10)
+        self.level = fresh if rows is None else torch.where(rows.reshape(-1), fresh, self.level)
+        return self._seen()
+
+    def _step(self, tensordict):
+        self.level = self.level + STEP
+        return self._seen(reward=self.full_reward_spec["reward"].one())
+
+    def _set_seed(self, seed):
+        pass
+
+
 def grey(level: int, *shape: int) -> torch.Tensor:
     """A uint8 image of one level, by default ``[8, 8, 3]``."""
     return torch.full(shape or (8, 8, 3), level, dtype=torch.uint8)

@@ -9,8 +9,10 @@ from envs import (
     GAIN,
     LEVEL,
     MAKE,
+    STEP,
     CountingEncoder,
     GoalEnv,
+    GreyBatch,
     GreyEnv,
     NativeAutoresetEnv,
     NormEncoder,
@@ -171,6 +173,52 @@ def test_a_clone_has_goals_of_its_own():
     close(other.rollout(2)["next", "reward"][:, 0], torch.tensor([[GAIN], [-GAIN]]))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "nearest"])
+def test_lists_of_lists_are_refused(reduction):
+    with pytest.raises(ValueError, match="a list of lists"):
+        reward_env(goal=[[grey(1)], [grey(2)]], goal_reduction=reduction).reset()
+
+
+def test_a_png_of_16_bits_is_as_bright_as_it_is(tmp_path):
+    Image.fromarray(np.full((8, 8), 100 * 257, np.uint16)).save(tmp_path / "deep.png")
+    assert (read_image(tmp_path / "deep.png") == 100).all()
+    with pytest.raises(ValueError, match="mode 'F'"):
+        read_image(Image.fromarray(np.ones((8, 8), np.float32)))
+
+
+def test_rows_of_a_buffer_take_the_goals_of_their_environments():
+    env = reward_env(GreyBatch(2), goal=torch.stack([grey(200), grey(0)]))
+    for steps in (2, 3):
+        rollout = env.rollout(steps)
+        expected = torch.tensor([GAIN, -GAIN]).reshape(2, 1, 1).expand(2, steps, 1)
+        close(rollout["next", "reward"], expected)
+        close(env.transform[1](rollout)["next", "reward"], expected)
+        close(env.transform[1](rollout.exclude("goal_embedding"))["next", "reward"], expected)
+    with pytest.raises(ValueError, match="goals for environments"):
+        env.transform[1](rollout.exclude("goal_embedding")[:1])
+
+
+def test_rows_of_an_environment_without_a_state_have_goals_of_their_own():
+    class Free(GreyEnv):
+        batch_locked = False
+
+        def _step(self, tensordict):
+            pixels = tensordict["pixels"] + STEP
+            done = torch.zeros(*pixels.shape[:-3], 1, dtype=torch.bool)
+            out = {"pixels": pixels, "done": done, "terminated": done, "reward": done.float()}
+            return TensorDict(out, batch_size=tensordict.batch_size)
+
+    env = TransformedEnv(
+        Free(), Compose(VIPTransform(CountingEncoder(), del_keys=False), VIPRewardTransform())
+    )
+    td = env.reset(TensorDict(goal_embedding=z_of(200)))
+    rows = td.expand(2, 3).clone().set("action", torch.zeros(2, 3, 1))
+    rows["goal_embedding"][0] = z_of(0)
+    stepped = env.step(rows)["next"]
+    close(stepped["reward"], torch.tensor([-GAIN, GAIN]).reshape(2, 1, 1).expand(2, 3, 1))
+    close(stepped["goal_embedding"], rows["goal_embedding"])
+
+
 # -- at resets -------------------------------------------------------------------------------------
 
 
@@ -285,3 +333,30 @@ def test_native_autoreset_takes_up_the_goal_that_is_shown():
     close(rollout["goal_embedding"], torch.stack([z_of(level) for level in levels]))
     expected = torch.tensor([1.0, 1, 0, -1, -1, 0, 1]) * GAIN
     close(rollout["next", "reward"].flatten(), expected)
+
+
+def test_two_goals_of_an_environment_need_two_keys():
+    def make(**options):
+        env = TransformedEnv(GreyBatch(2), VIPTransform(CountingEncoder()))
+        env.append_transform(VIPRewardTransform(grey(200), mode="keep", vip_reward_key="to_bright"))
+        return env.append_transform(
+            VIPRewardTransform(
+                grey(0), mode="keep", vip_reward_key="to_dark", reward_key="reward", **options
+            )
+        )
+
+    with pytest.raises(ValueError, match="two goals under 'goal_embedding'"):
+        make().reset()
+    env = make(goal_key="dark_embedding")
+    td = env.step(env.reset().set("action", torch.zeros(2, 1)))
+    td = env.reset(env.step_mdp(td)).set("action", torch.zeros(2, 1))
+    td = env.step(td)
+    close(td["next", "to_bright"], torch.full((2, 1), GAIN))
+    close(td["next", "to_dark"], torch.full((2, 1), -GAIN))
+
+
+def test_one_goal_each_at_a_reset_where_sets_are_kept():
+    env = reward_env(GreyBatch(2), goal=[grey(15), grey(200)], goal_reduction="nearest")
+    goals = torch.stack([z_of(5), z_of(9)])
+    td = env.reset(TensorDict(goal_embedding=goals, batch_size=[2]))
+    close(td["goal_embedding"], goals.unsqueeze(1).expand(2, 2, 1))

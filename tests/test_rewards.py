@@ -8,6 +8,7 @@ import pickle
 from functools import partial
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 from envs import (
@@ -15,7 +16,9 @@ from envs import (
     LEVEL,
     MAKE,
     CountingEncoder,
+    GreyBatch,
     GreyEnv,
+    Lamp,
     LampWithFrames,
     NativeAutoresetEnv,
     NormEncoder,
@@ -30,7 +33,10 @@ from torchrl.data import HERReplayBuffer, LazyTensorStorage, TensorDictReplayBuf
 from torchrl.envs import (
     CatFrames,
     Compose,
+    FrameSkipTransform,
     GymWrapper,
+    MultiAction,
+    NoopResetEnv,
     ObservationNorm,
     ParallelEnv,
     RewardSum,
@@ -420,3 +426,95 @@ def test_gymnasium_vector_env(mode):
     # With SAME_STEP TorchRL blanks the last frame of an episode: nothing is known of its step.
     known = torch.ones(9) if mode == "DISABLED" else torch.tensor([1.0, 1, 1, 0, 1, 1, 1, 0, 1])
     close(rollout["next", "reward"][..., 0], known.expand(2, 9) * GAIN)
+
+
+# -- what stands beside it --------------------------------------------------------------------------
+
+
+def test_normalising_before_it_is_refused_where_the_goal_is_an_image():
+    env = TransformedEnv(GreyEnv(), VIPTransform(CountingEncoder()))
+    env.append_transform(ObservationNorm(loc=1.0, scale=3.0, in_keys=["vip_vec"]))
+    env.append_transform(VIPRewardTransform(goal=grey(40)))
+    with pytest.raises(RuntimeError, match="ObservationNorm changes.*put it behind"):
+        env.rollout(1)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        partial(FrameSkipTransform, 2),
+        partial(MultiAction, stack_rewards=True),
+        partial(NoopResetEnv, 3, random=False),
+    ],
+)
+def test_what_steps_by_itself_is_refused_after_it(steps):
+    env = reward_env(GreyEnv(length=9), goal=grey(200)).append_transform(steps())
+    with pytest.raises(ValueError, match="put it before the VIPTransform"):
+        env.reset()
+
+
+def test_an_automatic_reset_of_torchrls_shows_no_progress():
+    class AutoReset(GreyEnv):
+        def _step(self, tensordict):
+            out = super()._step(tensordict)
+            if out["done"].any():
+                out.update(GreyEnv._reset(self))
+            return out
+
+        def _reset(self, tensordict=None, **kwargs):
+            begun = tensordict is not None and "_reset" in tensordict.keys()
+            return tensordict.copy() if begun else super()._reset()
+
+    env = reward_env(AutoReset(length=3, auto_reset=True, auto_reset_replace=True), goal=grey(200))
+    rollout = env.rollout(7, break_when_any_done=False)
+    close(rollout["next", "reward"].flatten(), torch.tensor([1.0, 1, 0, 1, 1, 0, 1]) * GAIN)
+
+
+def test_the_last_frame_of_a_box_counts():
+    class Shown(Lamp):
+        observation_space = gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+        def reset(self, **kwargs):
+            super().reset(**kwargs)
+            return self.render(), {}
+
+        def step(self, action):
+            _, *rest = super().step(action)
+            return self.render(), *rest
+
+    vector = gymnasium.vector.SyncVectorEnv(
+        [Shown] * 2, autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP
+    )
+    env = TransformedEnv(
+        GymWrapper(vector),
+        Compose(
+            VIPTransform(CountingEncoder(), in_keys=["observation"]), VIPRewardTransform(grey(200))
+        ),
+    )
+    rollout = env.rollout(9, break_when_any_done=False)
+    assert rollout["next", "done"].sum() == 4
+    close(rollout["next", "reward"], torch.full((2, 9, 1), GAIN))
+
+
+def test_agents_of_environments_that_reset_themselves():
+    env = GreyBatch(4, length=2, agents=(3,))
+    env._torchrl_native_autoreset = True
+    env = reward_env(env, goal=grey(200))
+    td = env.reset()
+    for done in (False, True):
+        td = env.step(td.set("action", torch.zeros(4, 1)))
+        assert bool(td["next", "done"].all()) is done
+        close(td["next", "reward"], torch.full((4, 3, 1), 0.0 if done else GAIN))
+        td = env.step_mdp(td)
+
+
+def test_moving_it_forgets_nothing():
+    env = reward_env(GreyBatch(2), goal=grey(200))
+    td = env.step(env.reset().set("action", torch.zeros(2, 1)))
+    env.transform.to("cpu")
+    td = env.reset(env.step_mdp(td).set("_reset", torch.tensor([[True], [False]])))
+    close(env.step(td.set("action", torch.zeros(2, 1)))["next", "reward"], torch.full((2, 1), GAIN))
+    env.transform[1].set_goal(grey(0))
+    env.transform.to("cpu")
+    td = env.reset(env.step_mdp(td.set("next", td.clone())))
+    close(td["goal_embedding"], z_of(0).expand(2, 1))

@@ -52,7 +52,12 @@ def read_image(goal: Any) -> Tensor:
 
 def _upright(image: Image.Image) -> Image.Image:
     """As RGB, the way up that a telephone or camera held otherwise says in the file."""
-    return ImageOps.exif_transpose(image).convert("RGB")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode!r}; wanted 8 or 16 bits a colour")
+    return image.convert("RGB")
 
 
 def is_image(tensor: Tensor, dim: int | None, batch: torch.Size) -> bool:
@@ -189,10 +194,6 @@ class Goals:
             self.images = self.images.to(device)
         self._written_images = _replaced(self._written_images, self.images, rows)
         return self.images.clone()
-
-    def forget_written(self) -> None:
-        """The embeddings of the next reset are all the caller's."""
-        self._written = None
 
     def _check_count(self, embedding: Tensor) -> None:
         """The size of a set of goals is part of the environment's spec and stays."""

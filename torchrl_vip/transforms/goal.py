@@ -33,9 +33,9 @@ class GoalTransform(Transform):
         encoder: embeds frames where in_keys name frames, only goals where they name embeddings.
         nearest: keep the goals of a list apart, ``[..., G, D]``, instead of their mean.
         goal_image_shape: of "goal_image" in one environment.
+        goal_key: of the goals' embeddings in the tensordict.
     """
 
-    goal_key = "goal_embedding"
     goal_image_key = "goal_image"
 
     def __init__(
@@ -46,8 +46,10 @@ class GoalTransform(Transform):
         encoder: EncoderLike | VIPTransform,
         nearest: bool,
         goal_image_shape: Sequence[int] | None,
+        goal_key: NestedKey,
     ):
         super().__init__(in_keys=in_keys)
+        self.goal_key = unravel_key(goal_key)
         if encoder is not None and not isinstance(encoder, VIPTransform):
             encoder = VIPTransform(encoder, in_keys=self.in_keys, del_keys=False)
         # Not registered, like a VIPTransform's own encoder: it is frozen.
@@ -128,6 +130,8 @@ class GoalTransform(Transform):
         if isinstance(goal, list | tuple):
             if not goal:
                 raise ValueError("an empty list of goals; wanted at least one.")
+            if any(isinstance(one, list | tuple) for one in goal):
+                raise ValueError("a list of lists of goals; wanted a list of images or embeddings.")
             each = torch.stack([self._embed_one(g, torch.Size([])) for g in goal], -2)
             return each if self.nearest else each.mean(-2)
         one = self._embed_one(goal, batch_in_front)
@@ -191,10 +195,17 @@ class GoalTransform(Transform):
         """The VIPTransform that embeds goals: our own, or the one before us that feeds our in_keys."""
         if self.embedder is not None:
             return self.embedder
-        container = self._safe_container()
-        for transform in chain(container):
+        container, found = self._safe_container(), None
+        for transform in before(self, chain(container)):
             if isinstance(transform, VIPTransform) and set(self.in_keys) <= set(transform.out_keys):
-                return transform
+                found = transform
+            elif found is not None and set(self.in_keys) & set(transform.out_keys or ()):
+                raise RuntimeError(
+                    f"{type(transform).__name__} changes {self.in_keys} after the VIPTransform, so that a "
+                    f"goal image's embedding is no longer one of these: put it behind {type(self).__name__}."
+                )
+        if found is not None:
+            return found
         raise RuntimeError(
             f"{type(self).__name__} cannot embed a goal image: no VIPTransform that writes "
             f"{self.in_keys} stands before it"
@@ -277,6 +288,10 @@ class GoalTransform(Transform):
         every = torch.ones(batch, dtype=torch.bool) if rows is None else rows
         embedding = tensordict.get(self.goal_key, None)
         if embedding is not None:
+            if self.nearest and embedding.ndim == len(batch) + 1:  # one goal each
+                known = self._goals.embedding
+                count = 1 if known is None else known.shape[-2]
+                embedding = embedding.unsqueeze(-2).expand(*batch, count, -1)
             dim = self._dim()
             if dim is not None and embedding.shape[-1] != dim:
                 raise ValueError(
@@ -304,14 +319,18 @@ class GoalTransform(Transform):
                 "env.reset(...)."
             )
 
-    def _take_step_goal(self, tensordict: TensorDictBase) -> None:
+    def _step_goal(self, tensordict: TensorDictBase) -> Tensor:
+        """The goal of this step, ``[D]`` or ``[*B, D]``."""
         self._resolve()
+        carried = tensordict.get(self.goal_key, None)
+        if carried is not None and not self.container.batch_locked:
+            return carried  # an environment without a state of its own: each row has its goal
         if self._goals.embedding is None:
             # The tensordict was reset by another transform.
-            goal = tensordict.get(self.goal_key, None)
-            if goal is None:
+            if carried is None:
                 raise ValueError(f"{type(self).__name__} has no goal: call set_goal(...) or reset.")
-            self._goals.embedding = goal
+            self._goals.embedding = carried
+        return self._goals.embedding
 
     def _embed_goal_images(self, images: Tensor) -> Tensor:
         """``[n, *goal_image_shape]`` to ``[n, D]``; several cameras stand in dimension 1."""
@@ -327,7 +346,14 @@ class GoalTransform(Transform):
         self, tensordict: TensorDictBase, first: bool = False, rows: Tensor | None = None
     ) -> None:
         batch, device = tensordict.batch_size, tensordict.device
-        tensordict.set(self.goal_key, self._goals.write(batch, device, rows))
+        goal, other = self._goals.write(batch, device, rows), tensordict.get(self.goal_key, None)
+        if first and other is not None and (other.shape != goal.shape or (other != goal).any()):
+            for transform in before(self, chain(self._safe_container())):
+                if isinstance(transform, GoalTransform) and transform.goal_key == self.goal_key:
+                    raise ValueError(
+                        f"two goals under {self.goal_key!r}: give one of the transforms another goal_key=."
+                    )
+        tensordict.set(self.goal_key, goal)
         if first and self.wants_goal_image and not self._env_has_goal():
             if self._goals.images is None:
                 spec = self._goal_image_spec(batch)
@@ -396,6 +422,12 @@ def chain(container: Any) -> list[Transform]:
     if not isinstance(container, TransformedEnv):
         return []
     return chain(container.base_env) + flat(container.transform)
+
+
+def before(transform: Transform, transforms: list[Transform]) -> list[Transform]:
+    """Those that stand before this one; all where it is not among them."""
+    where = [i for i, one in enumerate(transforms) if one is transform]
+    return transforms[: where[0]] if where else transforms
 
 
 def _read_goal(goal: Any) -> Any:

@@ -10,11 +10,18 @@ import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 from torchrl.data.tensor_specs import Composite, Unbounded
-from torchrl.envs.transforms import VecGymEnvTransform
+from torchrl.envs import TransformedEnv
+from torchrl.envs.transforms import (
+    AutoResetTransform,
+    FrameSkipTransform,
+    MultiAction,
+    NoopResetEnv,
+    VecGymEnvTransform,
+)
 
 from torchrl_vip.functional import check_form, goal_reward
 from torchrl_vip.goals import align
-from torchrl_vip.transforms.goal import GoalTransform, chain
+from torchrl_vip.transforms.goal import GoalTransform, before, chain
 from torchrl_vip.transforms.vip import EncoderLike, VIPTransform, next_key, reset_rows, stands
 
 
@@ -66,6 +73,7 @@ class VIPRewardTransform(GoalTransform):
         goal_reduction: of a list of goals: ``"mean"`` embedding, or ``"nearest"`` goal.
         goal_image_shape: declares "goal_image" with this shape (of one environment) in the state
             spec; by default the frames' own, where no goal is given.
+        goal_key: of the goals' embeddings; two of these transforms with goals of their own need two.
 
     Raises:
         ValueError: unknown mode or form; weights with the checkpoint's scale or threshold, or not one
@@ -97,6 +105,7 @@ class VIPRewardTransform(GoalTransform):
         weights: Sequence[float] | Tensor | None = None,
         goal_reduction: str = "mean",
         goal_image_shape: Sequence[int] | None = None,
+        goal_key: NestedKey = "goal_embedding",
     ):
         in_keys = ["vip_vec"] if in_keys is None else in_keys
         in_keys = [in_keys] if isinstance(in_keys, str | tuple) else list(in_keys)
@@ -120,6 +129,7 @@ class VIPRewardTransform(GoalTransform):
             encoder=encoder,
             nearest=goal_reduction == "nearest",
             goal_image_shape=goal_image_shape,
+            goal_key=goal_key,
         )
         self.reward_key = None if reward_key is None else unravel_key(reward_key)
         self.mode, self.form, self.gamma = mode, form, gamma
@@ -145,6 +155,7 @@ class VIPRewardTransform(GoalTransform):
     def _reset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
     ) -> TensorDictBase:
+        self._refuse_what_steps_after()
         batch = tensordict_reset.batch_size
         rows = reset_rows(tensordict, batch)
         if self._embeds:
@@ -171,27 +182,51 @@ class VIPRewardTransform(GoalTransform):
                 raise RuntimeError(f"{type(self).__name__}: step before the first reset.")
             z = self._read(tensordict)
         self._last = z_next
-        self._take_step_goal(tensordict)
+        goal, batch = self._step_goal(tensordict), next_tensordict.batch_size
         if self._final_frames_missing():
-            done = next_tensordict.get("done").reshape(*next_tensordict.batch_size, 1)
+            done = next_tensordict.get("done").reshape(*batch, *[1] * (z_next.ndim - len(batch)))
             z_next = torch.where(done, z, z_next)
-        reward = self._reward(z, z_next, self._goals.embedding, next_tensordict.batch_size)
+        reward = self._reward(z, z_next, goal, batch)
         self._put_reward(next_tensordict, reward, self._reward_key())
-        self._write_goal(next_tensordict)
+        if goal is self._goals.embedding:
+            self._write_goal(next_tensordict)
+        else:
+            next_tensordict.set(self.goal_key, goal)
         return next_tensordict
 
     def _final_frames_missing(self) -> bool:
         """Whether an episode's last frame never arrives, so that its last step shows no progress.
 
-        Environments that reset themselves return the next episode's first frame instead, and
-        TorchRL blanks it in vectorised gymnasium ones (``AutoresetMode.DISABLED`` keeps it).
+        Environments that reset themselves return the next episode's first frame instead; TorchRL blanks
+        it with ``auto_reset=True``, and in vectorised gymnasium environments with a dict of observations
+        (``AutoresetMode.DISABLED`` keeps it).
         """
         container = self._safe_container()
         if container is None:
             return False
-        return bool(container.__dict__.get("_torchrl_native_autoreset", False)) or any(
-            isinstance(transform, VecGymEnvTransform) for transform in chain(container)
-        )
+        if container.__dict__.get("_torchrl_native_autoreset", False):
+            return True
+        for transform in chain(container):
+            if isinstance(transform, AutoResetTransform):
+                return True
+            if isinstance(transform, VecGymEnvTransform):
+                env = container
+                while isinstance(env, TransformedEnv):
+                    env = env.base_env
+                space = getattr(getattr(env, "_env", None), "single_observation_space", None)
+                return space is None or hasattr(space, "spaces")
+        return False
+
+    def _refuse_what_steps_after(self) -> None:
+        """Transforms that step or reset the environment by themselves do so in a clone of what stands before
+        them: this one would not see it."""
+        transforms = chain(self._safe_container())
+        for transform in transforms[len(before(self, transforms)) :]:
+            if isinstance(transform, FrameSkipTransform | MultiAction | NoopResetEnv):
+                raise ValueError(
+                    f"{type(transform).__name__} steps the environment by itself, which "
+                    f"{type(self).__name__} would not see: put it before the VIPTransform."
+                )
 
     def _reset_on_native_autoreset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
@@ -329,7 +364,11 @@ class VIPRewardTransform(GoalTransform):
     # -- in a replay buffer, or called on a tensordict --------------------------------------------
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Reward of the transitions ``[*B]`` in a copy of the tensordict, under ("next", "reward")."""
+        """Reward of the transitions ``[*B]`` in a copy of the tensordict, under ("next", "reward").
+
+        For the transform's own goal, if it has one for all; else for the rows' "goal_embedding", or, where
+        they hold none, for each environment's, which are the first dimensions then.
+        """
         tensordict = tensordict.copy()
         first = tensordict.get(self.in_keys[0], None)
         self.__dict__["_saw_frames"] = (
@@ -340,16 +379,23 @@ class VIPRewardTransform(GoalTransform):
         if self._embeds:
             tensordict = self.embedder.forward(tensordict)
         z, z_next = self._read(tensordict), self._read(tensordict, prefix=True)
-        goal = self.goal
-        if goal is None:
-            goal = tensordict.get(self.goal_key, None)
+        goal, own = self.goal, tensordict.get(self.goal_key, None)
+        batch, tail = tensordict.batch_size, 2 if self.nearest else 1
+        if goal is None or (goal.ndim > tail and own is not None):
+            goal = own
             if goal is None:
                 raise ValueError(
                     f"{type(self).__name__} has no goal, and the rows hold no {self.goal_key!r}: "
                     "call set_goal(...)."
                 )
-        tail = 2 if self.nearest else 1
-        goal = goal.to(z.device).expand(*tensordict.batch_size, *goal.shape[-tail:])
+        lead, goal = goal.shape[:-tail], goal.to(z.device)
+        if lead != batch[: len(lead)]:
+            raise ValueError(
+                f"goals for environments {list(lead)}, rows of shape {list(batch)}, which hold no "
+                f"{self.goal_key!r} of their own."
+            )
+        goal = goal.reshape(*lead, *[1] * (len(batch) - len(lead)), *goal.shape[-tail:])
+        goal = goal.expand(*batch, *goal.shape[-tail:])
         reward = self._reward(z, z_next, goal, tensordict.batch_size)
         next_tensordict = tensordict.get("next").copy()
         self._put_reward(next_tensordict, reward, self.reward_key or "reward")
@@ -363,8 +409,8 @@ class VIPRewardTransform(GoalTransform):
         if self.embedder is not None:
             self.embedder._moves_encoder |= stands(self)
             self.embedder._apply(fn)
-        self._last = None
-        self._goals.forget_written()
+        if self._last is not None:
+            self._last = fn(self._last).to(self._last.dtype)
         return self
 
     def __getstate__(self) -> dict:

@@ -80,7 +80,8 @@ class VIPTransform(Transform):
         size: side S of the square that the network sees; None is the encoder's own.
         del_keys: remove the frames, so that only embeddings are stored.
         tensor_pixels_keys: keys under which to keep the untouched frames, one per camera.
-        freeze: False registers the encoder as a trainable submodule and lets gradients through.
+        freeze: False registers the encoder as a trainable submodule and lets gradients through. A
+            VIPRewardTransform embeds its goal once: give it again (``set_goal``) after updates.
         save_encoder: put a frozen encoder's weights in ``state_dict()`` after all.
         blur, dtype, channels_last, compile, chunk_size: see :class:`FrozenEncoder`.
         channel_dim: -3 or -1 where the frames' shape leaves their layout open.
@@ -356,7 +357,7 @@ class VIPTransform(Transform):
         super()._apply(fn, recurse and moves)
         if self.freeze and moves:
             self.encoder._apply(fn)
-        self.__dict__["_last"] = {}
+        self.__dict__["_last"] = {key: fn(z).to(z.dtype) for key, z in self._last.items()}
         return self
 
     def share_memory(self):
