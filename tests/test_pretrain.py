@@ -9,11 +9,12 @@ import pytest
 import torch
 import yaml
 from clips import greys, write_folder
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from networks import tiny_resnet_encoder
 
 from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.data.video import decode_once
-from torchrl_vip.pretrain.check import check_resumed
+from torchrl_vip.pretrain.check import check_new, check_resumed, quoted
 from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog
 from torchrl_vip.pretrain.trainer import (
     freeze,
@@ -192,6 +193,43 @@ def test_a_run_goes_on_with_the_settings_it_began_with(tmp_path: Path) -> None:
         check_resumed(config | {"data": {"path": "a", "hold_out": ["push"]}}, began)
     with pytest.raises(ValueError, match="began with lr=0.001, not lr=1e-06: .*resume=false"):
         check_resumed(config | {"lr": 1e-6}, began)
+
+
+@pytest.mark.parametrize("mine", ["config.yaml", "logs/a.txt", "best/a.txt"])
+def test_a_run_does_not_begin_where_something_else_lies(tmp_path: Path, mine: str) -> None:
+    check_new(tmp_path / "new")
+    (tmp_path / mine).parent.mkdir(exist_ok=True)
+    (tmp_path / mine).write_text("mine: 1")
+    with pytest.raises(ValueError, match="of no pre-training run"):
+        check_new(tmp_path)
+    (tmp_path / "config.yaml").write_text("data: {}\nsteps: 1\nout_dir: x")
+    check_new(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/a/Küche",
+        "/clips (1)",
+        "it's",
+        "a=b,c",
+        "#1",
+        "x[0]",
+        "日本",
+        "a\\b",
+        "plain-1.x_y",
+        "null",
+    ],
+)
+def test_any_path_is_taken_by_the_command_line(path: str) -> None:
+    given = OverridesParser.create().parse_override(quoted(f"out_dir={path}")).value()
+    assert given == (None if path == "null" else path)
+
+
+def test_the_command_line_leaves_the_rest_alone() -> None:
+    for argument in ("data.path=[a,b]", "steps=3", "out_dir='x y'", "--help", "preset=sim"):
+        assert quoted(argument) == argument
+    assert quoted("out_dir=~/a b") == f"out_dir='{Path.home()}/a b'"
 
 
 def test_what_marks_the_best() -> None:

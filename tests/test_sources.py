@@ -10,7 +10,14 @@ import torch
 from clips import greys, ramp, write_folder
 
 from torchrl_vip.data.sources import Clip, find_clips
-from torchrl_vip.data.video import decode_at, decode_lazily, decode_once, read_clip, write_video
+from torchrl_vip.data.video import (
+    decode_at,
+    decode_lazily,
+    decode_once,
+    frame_files,
+    read_clip,
+    write_video,
+)
 
 # --- find_clips -----------------------------------------------------------------------------------
 
@@ -36,6 +43,27 @@ def test_a_cover_beside_frames_is_no_frame(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "source/clip/0.png", tmp_path / "source/clip/cover.png")
     (clip,) = find_clips(tmp_path / "source")
     assert greys(read_clip(clip, 8)) == [0, 10, 20]
+
+
+def test_frames_are_in_order_and_hidden_files_and_folders_are_none(tmp_path: Path) -> None:
+    names = ["0.05", "0.1", "0.15", "0.2", "0.25", "10.5"]
+    for name in ["._0.1", *names]:
+        (tmp_path / f"{name}.png").touch()
+    (tmp_path / "3.0.png").mkdir()
+    assert [p.stem for p in frame_files(tmp_path)] == names
+    for name in ("a9", "a10", "b2"):
+        (tmp_path / f"{name}.png").touch()
+    assert [p.stem for p in frame_files(tmp_path)][-3:] == ["a9", "a10", "b2"]
+
+
+@pytest.mark.parametrize("inside", ["meta/info.json", "manifest.csv"])
+def test_a_folder_of_datasets_is_not_read_as_plain_videos(tmp_path: Path, inside: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / inside).parent.mkdir(parents=True)
+        (tmp_path / name / inside).touch()
+        (tmp_path / name / "video.mp4").touch()
+    with pytest.raises(ValueError, match=r"holds datasets: .*\[.*a,.*b\]"):
+        find_clips(tmp_path)
 
 
 def test_clips_behind_links_are_found_once_even_where_a_link_leads_back(tmp_path: Path) -> None:
@@ -85,6 +113,11 @@ def write_ego4d(folder: Path) -> Path:
     text = "path,len,txt\nframes/b/,4,opens a box\nframes/a/,3,cuts\n"
     (folder / "manifest.csv").write_text(text)
     return folder
+
+
+def test_a_manifest_may_have_been_saved_by_a_spreadsheet(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("path,len\na,3\n", encoding="utf-8-sig")
+    assert [clip.name for clip in find_clips(tmp_path)] == ["a"]
 
 
 def test_an_ego4d_manifest_gives_its_clips_as_long_as_it_says(tmp_path: Path) -> None:

@@ -103,6 +103,14 @@ def test_save_refuses_what_could_not_be_rebuilt(tiny_encoder, folder):
     assert (folder / "model.safetensors").read_bytes() == before
 
 
+def test_save_refuses_what_its_dtype_cannot_hold(saved, folder):
+    encoder = load_vip(folder)
+    next(encoder.parameters()).data.flatten()[0] = 1e5
+    with pytest.raises(ValueError, match="not finite as torch.float16"):
+        save_vip(encoder, folder, dtype=torch.float16)
+    load_vip(folder)  # the old one
+
+
 def test_killed_while_saving_the_old_checkpoint_stays(saved, folder):
     script = f"""
         import os, signal, sys

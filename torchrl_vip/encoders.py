@@ -144,7 +144,7 @@ def inference_dtype(config: dict, device: torch.device) -> torch.dtype:
     bfloat16 where the checkpoint's config.json records a reward correlation of at least 0.99 with
     float32 and the device computes it natively; float32 everywhere else.
     """
-    if config.get("reward_correlation", {}).get("bfloat16", 0.0) < 0.99:
+    if not config.get("reward_correlation", {}).get("bfloat16", 0.0) >= 0.99:  # NaN is none
         return torch.float32
     return torch.bfloat16 if native_bfloat16(device) else torch.float32
 

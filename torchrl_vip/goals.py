@@ -35,7 +35,9 @@ def read_image(goal: Any) -> Tensor:
         try:
             with Image.open(path) as image:
                 goal = _upright(image)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except (
+            UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError
+        ) as error:  # fmt: skip
             # a PNG that is broken between its chunks is a SyntaxError to Pillow
             raise ValueError(
                 f"image {path} cannot be read; wanted a PNG, JPEG, GIF or WebP ({error})."

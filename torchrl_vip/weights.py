@@ -120,7 +120,8 @@ def save_vip(
         dtype: of the stored floating-point weights, e.g. ``torch.float16``; None keeps theirs.
 
     Raises:
-        ValueError: a backbone without a name, which could not be rebuilt from config.json.
+        ValueError: a backbone without a name, which could not be rebuilt from config.json; values that are
+            not finite, in this dtype.
         TypeError: no VIPEncoder, such as a FrozenEncoder, which lacks the batch norm it has folded.
     """
     if not isinstance(encoder, VIPEncoder):
@@ -132,12 +133,15 @@ def save_vip(
             "save_vip needs a backbone named in ENCODERS, which load_vip can rebuild; got "
             f"{type(encoder.backbone).__name__}. Add its factory to torchrl_vip.ENCODERS."
         )
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
     state = {
         k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous().cpu()
         for k, v in encoder.state_dict().items()
     }
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{name} has values that are not finite as {value.dtype}.")
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
     shape = {
         "backbone": encoder.name,
         "dim": encoder.dim,

@@ -75,6 +75,12 @@ def folder_clips(folder: Path) -> list[Clip]:
     """Video files and folders of frames under a folder, at any depth and behind links. Images beside videos
     and images without a number in their names are no clip: covers, plots."""
     files = _files_below(folder)
+    datasets = sorted(p.parent for p in files if p.name == "manifest.csv")
+    datasets += sorted(p.parent.parent for p in files if p.parts[-2:] == ("meta", "info.json"))
+    if datasets:  # as plain videos their episodes would run into each other
+        raise ValueError(
+            f"{folder} holds datasets: give these instead, as a list, [{','.join(map(str, datasets))}]."
+        )
     labels = {}
     for index in sorted(p for p in files if p.name in ("index.json", "manifest.json")):
         labels |= _read_labels(index)
@@ -128,7 +134,7 @@ def _read_labels(index: Path) -> dict[Path, dict]:
 def ego4d_clips(manifest: Path) -> list[Clip]:
     """Clips of the official code's manifest; relative paths count from the manifest's folder."""
     try:
-        with open(manifest, newline="") as file:
+        with open(manifest, newline="", encoding="utf-8-sig") as file:  # Excel's has a mark
             rows = list(csv.DictReader(file))
         clips = [
             Clip(

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -68,12 +69,23 @@ def read_frames(path: str | Path, span: tuple[int, int] | None = None) -> Iterat
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """Images of a folder in the order of the numbers in their names: 10.png comes after 9.png."""
-    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+    """Images of a folder in the order of the numbers in their names: 10.png comes after 9.png, and of
+    times in seconds 0.15.png before 0.2.png."""
+    files = [
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
+    ]
     files = [p for p in files if any(c.isdigit() for c in p.stem)] or files  # a cover is no frame
-    return sorted(
-        files, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p.name)]
-    )
+    number = r"(\d+)"
+    if files and all(re.fullmatch(r"\D*\d+\.\d+", p.stem) for p in files):
+        number = r"(\d+\.\d+)"
+
+    def order(path: Path) -> tuple[list[str | Decimal], str]:
+        parts = re.split(number, path.stem)
+        return [Decimal(s) if i % 2 else s for i, s in enumerate(parts)], path.name
+
+    return sorted(files, key=order)
 
 
 def decode_at(path: Path, index: Tensor) -> Tensor:
@@ -160,8 +172,9 @@ def _readable(
     """Numbers of the clips without an error, and the errors of the others by their names."""
     skipped: dict[str, str] = {}
     for clip, error in zip(clips, errors, strict=True):
-        if error:  # two sources may have the same names
-            skipped[str(clip.path) if clip.name in skipped else clip.name] = error
+        if error:  # two sources may have the same names, several clips one file
+            names = (clip.name, str(clip.path), f"{clip.path} {clip.span}")
+            skipped[next((n for n in names if n not in skipped), names[-1])] = error
     good = [i for i, error in enumerate(errors) if not error]
     if not good:
         reasons = "\n".join(f"  {reason}" for reason in skipped.values())

@@ -41,6 +41,9 @@ if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's own help drops the comments
         print(Path(__file__).with_name("config.yaml").read_text(), end="")
         sys.exit()
+    from torchrl_vip.pretrain.check import quoted
+
+    sys.argv[1:] = map(quoted, sys.argv[1:])
     # The run writes its own config.yaml into out_dir: no folder of Hydra's beside it.
     sys.argv[1:1] = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none",
                      "hydra/hydra_logging=none"]  # fmt: skip

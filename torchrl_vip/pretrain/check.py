@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,22 @@ def check(config: dict[str, Any]) -> None:
     pick_device(config["device"])
 
 
+PLAIN = re.compile(r"[\w./+-]*", re.ASCII)
+"""What Hydra's grammar takes for a word."""
+
+
+def quoted(argument: str) -> str:
+    """A path on the command line as Hydra takes it, be there brackets, umlauts or a ``~`` in it."""
+    field, equals, value = argument.partition("=")
+    a_path = field in ("data.path", "data.cache", "out_dir", "encoder")
+    if not (equals and a_path) or value[:1] in ("[", "'", '"', "$") or value == "???":
+        return argument
+    value = os.path.expanduser(value)
+    if not PLAIN.fullmatch(value):
+        value = "'" + value.replace("'", r"\'") + "'"
+    return f"{field}={value}"
+
+
 FREE = frozenset(
     "data.path data.decode data.cache data.workers out_dir steps device precision compile resume "
     "checkpoint_every keep_checkpoints validate_every validation_clips loggers progress".split()
@@ -141,6 +158,23 @@ def check_resumed(config: dict[str, Any], began: Path) -> None:
             f"{began.parent} began with {', '.join(f'{k}={old[k]}' for k in changed)}, not "
             f"{', '.join(f'{k}={config[k]}' for k in changed)}: give those, or another out_dir, or "
             "resume=false to begin anew."
+        )
+
+
+def check_new(out: Path) -> None:
+    """Refuse to begin a run in a folder with files that it would take for an earlier run's, and replace:
+    ValueError names them."""
+    began = out / "config.yaml"
+    try:
+        old = yaml.safe_load(began.read_text()) if began.exists() else None
+    except (OSError, ValueError, yaml.YAMLError):
+        old = None
+    if isinstance(old, dict) and {"data", "steps", "out_dir"} <= old.keys():
+        return
+    taken = [name for name in ("config.yaml", "logs", "best", "final") if (out / name).exists()]
+    if taken:
+        raise ValueError(
+            f"{out} holds {', '.join(taken)} of no pre-training run: give another out_dir."
         )
 
 

@@ -32,7 +32,7 @@ from torchrl_vip.encoders import ENCODERS, VIPEncoder, native_bfloat16
 from torchrl_vip.functional import resize_size
 from torchrl_vip.losses import EmbeddingLoss, TCNLoss, TripletLoss, VIPLoss
 from torchrl_vip.pretrain import processes
-from torchrl_vip.pretrain.check import check, check_resumed, pick_device, write_config
+from torchrl_vip.pretrain.check import check, check_new, check_resumed, pick_device, write_config
 from torchrl_vip.pretrain.features import embed_once
 from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog
 from torchrl_vip.pretrain.validation import (
@@ -65,6 +65,8 @@ def pretrain(config: dict[str, Any]) -> Path:
     out, total, first_process = Path(config["out_dir"]), config["steps"], rank == 0
     if config["resume"] and any((out / "checkpoints").glob("step_*.pt")):
         check_resumed(config, out / "config.yaml")
+    elif first_process:
+        check_new(out)
     out.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(config["seed"])
@@ -140,6 +142,7 @@ def pretrain(config: dict[str, Any]) -> Path:
         waited += time.perf_counter() - asked
         batch = prepare(batch, step, device, config, shard)
         set_training()
+        rate = optimizer.param_groups[0]["lr"]
         losses, loss, norm = update(objective, optimizer, batch, step, config, bfloat16)
         schedule.step()
         averaged.update_parameters(encoder)
@@ -153,7 +156,7 @@ def pretrain(config: dict[str, Any]) -> Path:
         if not log:
             continue
         if done % 10 == 0 or done == total:
-            row = {"loss": value, "gradient_norm": norm, "lr": schedule.get_last_lr()[0]}
+            row = {"loss": value, "gradient_norm": norm, "lr": rate}
             share = waited / (time.perf_counter() - since)
             waited, since = 0.0, time.perf_counter()
             row |= {key: metric.item() for key, metric in losses.items()}
