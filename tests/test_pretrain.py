@@ -14,7 +14,7 @@ from networks import tiny_resnet_encoder
 
 from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.data.video import decode_once
-from torchrl_vip.pretrain.check import check_new, check_resumed, quoted
+from torchrl_vip.pretrain.check import check_new, check_resumed, check_split, quoted, write_split
 from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog
 from torchrl_vip.pretrain.trainer import (
     freeze,
@@ -193,6 +193,25 @@ def test_a_run_goes_on_with_the_settings_it_began_with(tmp_path: Path) -> None:
         check_resumed(config | {"data": {"path": "a", "hold_out": ["push"]}}, began)
     with pytest.raises(ValueError, match="began with lr=0.001, not lr=1e-06: .*resume=false"):
         check_resumed(config | {"lr": 1e-6}, began)
+
+
+def test_a_run_does_not_go_on_where_clips_have_changed_sides(tmp_path: Path, capsys) -> None:
+    a, b, c, d = (Clip(tmp_path / name, name) for name in "abcd")
+    began = tmp_path / "clips.json"
+    check_split(([a], [b]), began)  # of an older version, which wrote none
+    write_split(([a, b], [c]), began)
+    check_split(([a, b], [c]), began)
+    assert not capsys.readouterr().out
+    check_split(([a, b, d], [c]), began)
+    assert "have changed since the run began: 1 gone or new" in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match="validated on 1 clips, of which 1 are not .* and 1 are new"
+    ):
+        check_split(([a, c], [b]), began)
+    with pytest.raises(
+        ValueError, match="validated on 1 clips, of which 0 are not .* and 1 are new"
+    ):
+        check_split(([a], [b, c]), began)
 
 
 @pytest.mark.parametrize("mine", ["config.yaml", "logs/a.txt", "best/a.txt"])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from torchrl_vip.data.sources import Clip
 from torchrl_vip.encoders import ENCODERS
 
 
@@ -161,6 +164,36 @@ def check_resumed(config: dict[str, Any], began: Path) -> None:
         )
 
 
+def check_split(split: tuple[Sequence[Clip], Sequence[Clip]], began: Path) -> None:
+    """Refuse to go on where clips have changed sides: ValueError says how many.
+
+    Args:
+        split: training and validation clips.
+        began: what :func:`write_split` wrote when the run began.
+    """
+    if not began.exists():
+        return
+    old = json.loads(began.read_text())
+    training, validation = ([clip.name for clip in clips] for clips in split)
+    now, then = set(validation), set(old["validation"])
+    if now != then:
+        raise ValueError(
+            f"{began.parent} was validated on {len(then)} clips, of which {len(then - now)} are not among "
+            f"those for validation now, and {len(now - then)} are new: give data.path as it was (names count "
+            "from there) and the same clips, or resume=false to begin anew."
+        )
+    if gone_or_new := set(training) ^ set(old["training"]):
+        print(f"training clips have changed since the run began: {len(gone_or_new)} gone or new")
+
+
+def write_split(split: tuple[Sequence[Clip], Sequence[Clip]], path: Path) -> None:
+    """Write the names of the clips on each side, whole or not at all."""
+    training, validation = ([clip.name for clip in clips] for clips in split)
+    part = path.with_suffix(".tmp")
+    part.write_text(json.dumps({"training": training, "validation": validation}, indent=1))
+    os.replace(part, path)
+
+
 def check_new(out: Path) -> None:
     """Refuse to begin a run in a folder with files that it would take for an earlier run's, and replace:
     ValueError names them."""
@@ -170,6 +203,8 @@ def check_new(out: Path) -> None:
     except (OSError, ValueError, yaml.YAMLError):
         old = None
     if isinstance(old, dict) and {"data", "steps", "out_dir"} <= old.keys():
+        return
+    if any((out / "checkpoints").glob("step_*.pt")):
         return
     taken = [name for name in ("config.yaml", "logs", "best", "final") if (out / name).exists()]
     if taken:

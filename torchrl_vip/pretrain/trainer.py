@@ -32,7 +32,15 @@ from torchrl_vip.encoders import ENCODERS, VIPEncoder, native_bfloat16
 from torchrl_vip.functional import resize_size
 from torchrl_vip.losses import EmbeddingLoss, TCNLoss, TripletLoss, VIPLoss
 from torchrl_vip.pretrain import processes
-from torchrl_vip.pretrain.check import check, check_new, check_resumed, pick_device, write_config
+from torchrl_vip.pretrain.check import (
+    check,
+    check_new,
+    check_resumed,
+    check_split,
+    pick_device,
+    write_config,
+    write_split,
+)
 from torchrl_vip.pretrain.features import embed_once
 from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog
 from torchrl_vip.pretrain.validation import (
@@ -65,6 +73,7 @@ def pretrain(config: dict[str, Any]) -> Path:
     out, total, first_process = Path(config["out_dir"]), config["steps"], rank == 0
     if config["resume"] and any((out / "checkpoints").glob("step_*.pt")):
         check_resumed(config, out / "config.yaml")
+        check_split(split, out / "clips.json")
     elif first_process:
         check_new(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -120,6 +129,7 @@ def pretrain(config: dict[str, Any]) -> Path:
     if first_process:
         if first == 0:
             checkpoints.clear()
+            write_split(split, out / "clips.json")
         else:
             print(f"resumed from step {first} of {total} ({checkpoints.path(first)})")
         write_config(config, out / "config.yaml")
