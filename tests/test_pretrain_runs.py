@@ -85,7 +85,7 @@ def contents(run: Path) -> dict[str, bytes]:
 def test_a_run_leaves_what_it_promises(finished: tuple[Path, str], clips: Path) -> None:
     out, said = finished
     assert {p.name for p in out.iterdir()} == {
-        *("config.yaml", "metrics.csv", "curves.png", "checkpoints", "final", "best"),
+        *("config.yaml", "clips.json", "metrics.csv", "curves.png", "checkpoints", "final", "best"),
         *("frames", "logs"),
     }
     config = yaml.safe_load((out / "config.yaml").read_text())
