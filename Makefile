@@ -20,7 +20,7 @@ renderer: setup
 	@[ -n "$$MUJOCO_GL" ] || [ -s .venv/mujoco_gl ] || \
 	    { echo "MuJoCo cannot render here: see setup's message above." >&2; exit 1; }
 
-test: setup  ## every test, the fast ones first (ARGS="-k reward")
+test: setup  ## every test, WORKERS at a time (ARGS="-k reward")
 	@$(GL) $(PY) -m pytest -n $(WORKERS) --dist loadfile -m "slow or not slow" $(ARGS)
 
 test-fast: setup  ## the tests that take seconds

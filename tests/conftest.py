@@ -53,5 +53,5 @@ def vip_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first, whatever is selected; the order is otherwise kept."""
+    """Fast tests of a file first, whatever is selected; the order is otherwise kept."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
