@@ -37,7 +37,8 @@ judges no candidate then.
 --combine deviation adds distances in parts of their standard deviation over the candidates instead.
 --score: minus the last distance, the last step's reward (what the distance fell by), or minus the sum of
 all. --blur is FrozenEncoder's, for every network. --smoothness W takes W x mean squared change of the
-action x the first distance from every score.
+action x the first distance from every score. --planner cem: a quarter of the trajectories in each of four
+iterations, which refit to the best quarter of them.
 """
 
 from __future__ import annotations
@@ -60,7 +61,17 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("LP_NUM_THREADS", "1")  # a process draws with the core it plans with
 
 import torch
-from kitchen36_episode import COMBINE, SCORES, STEPS, SUMMED, Encoder, Episode, play
+from kitchen36_episode import (
+    CEM_ITERATIONS,
+    COMBINE,
+    PLANNERS,
+    SCORES,
+    STEPS,
+    SUMMED,
+    Encoder,
+    Episode,
+    play,
+)
 from kitchen36_report import Groups, plot, table, task_table
 from machine import about, in_words
 from reward_quality import imagenet, raw_pixels, untrained
@@ -146,7 +157,9 @@ def wanted(args: argparse.Namespace, encoders: dict[str, Encoder]) -> list[Episo
         range(args.seeds), args.tasks, args.setting, args.trajectories, encoders.items()
     ):
         played = Episode(name, setting, task, CAMERAS[0], seed, count, args.score, 1)
-        played = played._replace(smoothness=args.smoothness, max_steps=args.max_steps)
+        played = played._replace(
+            smoothness=args.smoothness, max_steps=args.max_steps, planner=args.planner
+        )
         if encoder.embed is None:  # sees no camera: one episode is all three
             episodes.append(played)
         else:
@@ -343,6 +356,10 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         help="several distances: each in parts of its first one, or of its standard deviation over "
         "the candidates (%(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--planner", choices=PLANNERS, default="mppi",
+        help="of as many trajectories a step (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--smoothness", type=float, default=0.0, metavar="W", help="(%(default)s)")
     parser.add_argument(
         "--blur", type=float, default=0.0, help="before the networks, pixels (%(default)s)"
@@ -367,6 +384,11 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     args.command = command(sys.argv[1:] if arguments is None else arguments)
     args.encoder = args.encoder or [BUNDLED]
+    if args.planner == "cem" and min(args.trajectories) < CEM_ITERATIONS:
+        parser.error(
+            f"--planner cem: --trajectories {min(args.trajectories)} are spread on "
+            f"{CEM_ITERATIONS} iterations; wanted {CEM_ITERATIONS} or more"
+        )
     if not 1 <= args.goals <= 3:
         parser.error(f"--goals {args.goals}: a task has three demonstrations; wanted 1 to 3")
     if args.beside_robot and (args.without_robot or args.goals > 1):

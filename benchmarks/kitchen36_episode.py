@@ -17,9 +17,11 @@ from torch import Tensor
 from torchrl_vip.envs.kitchen import CAMERAS, Demonstration, KitchenSim, demonstrations
 from torchrl_vip.envs.simulator import WITHOUT_ROBOT
 from torchrl_vip.planning import (
+    CEM,
     MPPI,
     FoundRobot,
     GoalReading,
+    Planner,
     find_robot,
     in_deviations,
     read_goal,
@@ -37,6 +39,8 @@ SCORES = {"last": 1, "difference": 2, "sum": HORIZON}
 COMBINE = ("start", "deviation")
 """What the distances of several views are divided by before they are added: what each was at the start, or
 how much it differs between the candidates."""
+PLANNERS = ("mppi", "cem")
+CEM_ITERATIONS = 4
 STILL = 1e-4  # radians or m: what moves by less looks the same
 HOLD = 5  # steps that a solved state must last to end the episode
 Embed = Callable[[Tensor], Tensor]
@@ -61,6 +65,7 @@ class Episode(NamedTuple):
     beside_robot: float = 0.0
     combine: str = "start"
     read_goal: bool = False
+    planner: str = "mppi"
 
     def views(self) -> dict[str, float]:
         """The cameras that its candidates are drawn by, and the weight of each one's distance."""
@@ -84,6 +89,7 @@ class Episode(NamedTuple):
             + [f"{self.beside_robot:g} x beside the robot"] * (self.beside_robot != 0)
             + ["goal read from the image"] * self.read_goal
             + ["in deviations"] * (self.combine == "deviation")
+            + ["CEM"] * (self.planner == "cem")
             + [f"smoothness {self.smoothness:g}"] * (self.smoothness != 0)
             + [f"drawn at {self.image_size}²"] * (self.image_size != 160)
             + [f"blurred by {self.blur:g}"] * (self.blur != 0)
@@ -267,6 +273,21 @@ def robot_in_goal(
     return robot
 
 
+def make_planner(episode: Episode) -> Planner:
+    """MPPI with all trajectories at once, or CEM with as many over its iterations."""
+    if episode.planner == "mppi":
+        return MPPI(9, horizon=HORIZON, trajectories=episode.trajectories, seed=episode.seed)
+    each = episode.trajectories // CEM_ITERATIONS
+    return CEM(
+        9,
+        horizon=HORIZON,
+        trajectories=each,
+        iterations=CEM_ITERATIONS,
+        elites=max(1, each // 4),
+        seed=episode.seed,
+    )
+
+
 def score(values: np.ndarray, form: str) -> np.ndarray:
     """Values of states, [N] after the last step or [N, H], to scores of trajectories [N]."""
     if form == "last":
@@ -316,7 +337,7 @@ def play(
         judged = judge is not None and not episode.read_goal
         return score(judge.compare(seen) if judged else seen, episode.score) - unit * jerks
 
-    planner = MPPI(9, horizon=HORIZON, trajectories=episode.trajectories, seed=episode.seed)
+    planner = make_planner(episode)
     curve, rewards, solved, planning = [], [], [], 0.0
     if judge is not None:
         now, frames_now = sim.data.qpos[ARM:].copy(), sim.look(views)

@@ -109,6 +109,22 @@ def test_the_robot_is_hidden_in_one_goal_image(tmp_path, monkeypatch) -> None:
             kitchen36.main(arguments(tmp_path, *flags.split()))
 
 
+def test_cem_tries_as_many_trajectories(tmp_path, monkeypatch) -> None:
+    tried, rollout = [], one.rollout
+
+    def counted(sim, state, actions, *args, **options):
+        tried.append(len(actions))
+        return rollout(sim, state, actions, *args, **options)
+
+    monkeypatch.setattr(one, "rollout", counted)
+    more = "--planner cem --image-size 32 --max-steps 1 --trajectories".split()
+    kitchen36.main(arguments(tmp_path, *more, "32"))
+    assert tried == [8, 8, 8, 8]
+    assert "| pixels, CEM, drawn at 32²," in (tmp_path / "kitchen36.md").read_text()
+    with pytest.raises(SystemExit):
+        kitchen36.main(arguments(tmp_path, *more, "3"))
+
+
 def test_what_has_not_moved_looks_as_it_did(tmp_path, monkeypatch) -> None:
     more = "--without-robot 1 --max-steps 2 --image-size 32".split()
     looks = []
