@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -83,11 +84,17 @@ def test_broken_clips_are_skipped_and_named_and_the_others_are_whole(tmp_path: P
 def test_what_failed_once_is_tried_again(tmp_path: Path, monkeypatch) -> None:
     write_folder(tmp_path / "clips" / "a", 3)
     write_folder(tmp_path / "clips" / "b", 3, first=100)
-    read = video._try_read
+    read = video.read_frames
     for broken, readable in (("a", ["b"]), ("", ["a", "b"])):
-        monkeypatch.setattr(
-            video, "_try_read", lambda c, s, b=broken: "disk" if c.name == b else read(c, s)
-        )
+
+        def read_frames(path, span, broken=broken):
+            frames = read(path, span)
+            yield next(frames)
+            if path.name == broken:
+                raise OSError("disk")
+            yield from frames
+
+        monkeypatch.setattr(video, "read_frames", read_frames)
         table = decode(tmp_path / "clips", tmp_path / "cache")
         assert [clip.name for clip in table.clips] == readable
     assert [greys(table.clip_frames(i)) for i in range(2)] == [[0, 10, 20], [100, 110, 120]]
@@ -120,13 +127,11 @@ def test_nothing_readable_is_an_error_with_every_reason(tmp_path: Path) -> None:
 
 
 def test_only_new_and_changed_clips_are_decoded(tmp_path: Path, monkeypatch) -> None:
-    from torchrl_vip.data import video
-
-    decoded = []
+    decoded, read = [], video.read_frames
     monkeypatch.setattr(
         video,
-        "read_clip",
-        lambda clip, size: decoded.append(clip.path.name) or read_clip(clip, size),
+        "read_frames",
+        lambda path, span: decoded.append(path.name) or read(path, span),
     )
     source, cache = tmp_path / "clips", tmp_path / "cache"
     write_folder(source / "a", 2, first=0)
@@ -143,6 +148,26 @@ def test_only_new_and_changed_clips_are_decoded(tmp_path: Path, monkeypatch) -> 
     assert contents == [[0, 10], [100, 110, 120, 33], [7, 17, 27, 37]]
 
 
+def test_hours_of_video_are_decoded_frame_by_frame(tmp_path: Path, monkeypatch) -> None:
+    alive, most = weakref.WeakSet(), 0
+
+    def read_frames(path, span):
+        nonlocal most
+        for i in range(200):
+            frame = torch.full((3, 8, 8), i, dtype=torch.uint8)
+            alive.add(frame)
+            most = max(most, len(alive))
+            yield frame
+
+    monkeypatch.setattr(video, "read_frames", read_frames)
+    clips = [Clip(tmp_path / name, name) for name in "aab"]  # one of them twice
+    table = decode_once(clips, 8, tmp_path, progress=False)
+    assert [greys(table.clip_frames(i)) for i in range(3)] == [list(range(200))] * 3
+    assert most < 10
+    frames = table.clip_frames(1)
+    assert frames.data_ptr() == table.clip_frames(1).data_ptr(), "a view of the file"
+
+
 @pytest.mark.parametrize("damage", ["torn line", "long pixels", "torn line, no pixels after it"])
 def test_an_interrupted_build_ends_with_the_same_content(tmp_path: Path, damage: str) -> None:
     source, cache = tmp_path / "clips", tmp_path / "cache"
@@ -150,6 +175,7 @@ def test_an_interrupted_build_ends_with_the_same_content(tmp_path: Path, damage:
         write_folder(source / str(i), 2 + i, first=20 * i)
     want = [greys(decode(source, cache).clip_frames(i)) for i in range(4)]
     pixels, journal = cache / "8px" / "pixels.u8", cache / "8px" / "journal.jsonl"
+    (cache / "8px" / "parts" / "2").write_bytes(b"half of a clip")
     lines = journal.read_text().splitlines(keepends=True)
     if damage == "long pixels":
         pixels.write_bytes(pixels.read_bytes() + b"\x07" * 1000)
@@ -161,6 +187,7 @@ def test_an_interrupted_build_ends_with_the_same_content(tmp_path: Path, damage:
     assert [greys(table.clip_frames(i)) for i in range(4)] == want
     assert pixels.stat().st_size == 3 * 8 * 8 * (2 + 3 + 4 + 5)
     assert len(journal.read_text().splitlines()) == 4
+    assert not list((cache / "8px" / "parts").iterdir())
 
 
 @pytest.mark.parametrize("file, message", [("pixels.u8", "shorter"), ("journal.jsonl", "damaged")])

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,6 +22,7 @@ from torchvision.io import write_png
 
 from torchrl_vip import load_vip
 from torchrl_vip.data.video import write_video
+from torchrl_vip.pretrain import features
 from torchrl_vip.pretrain.check import check
 from torchrl_vip.pretrain.trainer import pretrain
 from torchrl_vip.weights import CheckpointError
@@ -287,8 +289,8 @@ def test_a_head_trains_on_stored_features_as_on_frames(clips: Path, tmp_path: Pa
     folders = [tmp_path / "frames", tmp_path / "features"]
     for folder, views in zip(folders, (0, 1), strict=True):
         pretrain(config_of(clips, folder, steps=12, views=views, **plain))
-    frames, features = (load_vip(folder / "final").state_dict() for folder in folders)
-    for name, weight in features.items():
+    frames, trained = (load_vip(folder / "final").state_dict() for folder in folders)
+    for name, weight in trained.items():
         torch.testing.assert_close(weight, frames[name], atol=2e-4, rtol=1e-2)
     stored = next(folders[1].glob("features_*.f16")).stat().st_size
     assert stored == 4 * 8 * 512 * 2  # clips, frames, features of ResNet-18, bytes
@@ -304,6 +306,19 @@ def test_embedding_goes_on_where_it_was_cut_short(clips: Path, tmp_path: Path) -
     pretrain(config | {"resume": False})
     assert stored.read_bytes() == whole
     torch.testing.assert_close(load_vip(tmp_path / "a" / "final").head.weight[0], first)
+
+
+def test_long_clips_are_embedded_in_parts_that_look_alike(
+    clips: Path, tmp_path: Path, monkeypatch
+) -> None:
+    stored = []
+    for chunk in (512, 3):
+        monkeypatch.setattr(features, "CHUNK", chunk)
+        folder = tmp_path / str(chunk)
+        pretrain(config_of(clips, folder, steps=2, views=2, freeze_below="head", colour=0.0))
+        path = next(folder.glob("features_*.f16"))
+        stored.append(torch.from_numpy(np.fromfile(path, np.float16)).float())
+    torch.testing.assert_close(*stored, atol=2e-3, rtol=1e-2)
 
 
 def test_stored_features_want_a_frozen_backbone(clips: Path, tmp_path: Path) -> None:

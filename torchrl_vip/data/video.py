@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -124,13 +125,20 @@ def read_clip(clip: Clip, size: int) -> Tensor:
     Raises:
         ValueError: it cannot be decoded, or has fewer than two frames.
     """
+    return torch.stack(list(_frames(clip, size)))
+
+
+def _frames(clip: Clip, size: int) -> Iterator[Tensor]:
+    """Frames of :func:`read_clip`, one after another, and its errors."""
+    count = 0
     try:
-        frames = [to_square(frame, size) for frame in read_frames(clip.path, clip.span)]
+        for frame in read_frames(clip.path, clip.span):
+            yield to_square(frame, size)
+            count += 1
     except OSError as error:  # the folder of frames itself
         raise ValueError(f"{clip.path}: {error.strerror or error}") from error
-    if len(frames) < 2:
-        raise ValueError(f"{clip.path}: {len(frames)} frame(s), a clip needs two or more")
-    return torch.stack(frames)
+    if count < 2:
+        raise ValueError(f"{clip.path}: {count} frame(s), a clip needs two or more")
 
 
 class NoReadableClipError(ValueError):
@@ -161,9 +169,9 @@ class FrameTable:
         return self.storage.get(torch.tensor([start, start + length - 1]))["pixels"]
 
     def clip_frames(self, i: int) -> Tensor:
-        """uint8 ``[T, 3, S, S]`` of clip i."""
+        """uint8 ``[T, 3, S, S]`` of clip i; of a memory-map a view, not a copy."""
         start, length = int(self.start[i]), int(self.length[i])
-        return self.storage.get(torch.arange(start, start + length))["pixels"]
+        return self.storage.get(slice(start, start + length))["pixels"]
 
 
 def _readable(
@@ -202,12 +210,15 @@ def decode_once(
         ValueError: the cache is damaged.
     """
     folder = Path(cache) / f"{size}px"
-    folder.mkdir(parents=True, exist_ok=True)
+    parts = folder / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
     pixels, journal = folder / "pixels.u8", folder / "journal.jsonl"
     frame_bytes = 3 * size * size
     keys = [_fingerprint(clip) for clip in clips]
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one process decodes, others wait and find it done
+        for left in parts.iterdir():  # by an interruption
+            left.unlink()
         # A line of the journal is written after its clip's bytes: bytes past the last line are a
         # clip cut short by an interruption, and so is a last line without its end.
         journal.touch()
@@ -235,19 +246,22 @@ def decode_once(
         ):
             out.truncate(total * frame_bytes)
             out.seek(0, 2)
-            # A few clips ahead at most: decoded ones wait in memory.
+            # A few clips ahead at most: decoded ones wait in files of their own, as hours of video do
+            # not fit into memory.
             for first in range(0, len(todo), 4 * workers):
                 batch = todo[first : first + 4 * workers]
-                results = pool.map(lambda i: _try_read(clips[i], size), batch)
-                for i, frames in zip(batch, results, strict=True):
+                results = pool.map(lambda i: _try_decode(clips[i], size, parts / str(i)), batch)
+                for i, decoded in zip(batch, results, strict=True):
                     entry = {"key": keys[i], "name": clips[i].name, "start": total, "frames": 0}
-                    if isinstance(frames, str):
-                        entry["error"] = frames
+                    if isinstance(decoded, str):
+                        entry["error"] = decoded
                     else:
-                        out.write(frames.numpy().tobytes())
+                        with open(parts / str(i), "rb") as part:
+                            shutil.copyfileobj(part, out)
                         out.flush()
-                        entry["frames"] = len(frames)
-                        total += len(frames)
+                        entry["frames"] = decoded
+                        total += decoded
+                    (parts / str(i)).unlink(missing_ok=True)
                     log.write(json.dumps(entry) + "\n")
                     log.flush()
                     known[keys[i]] = entry
@@ -264,11 +278,17 @@ def decode_once(
     )
 
 
-def _try_read(clip: Clip, size: int) -> Tensor | str:
+def _try_decode(clip: Clip, size: int, path: Path) -> int | str:
+    """Writes a clip's frames to a file; their number, or why they cannot be read."""
+    count = 0
     try:
-        return read_clip(clip, size)
+        with open(path, "wb") as out:
+            for frame in _frames(clip, size):
+                out.write(frame.numpy().tobytes())
+                count += 1
     except ValueError as error:
         return str(error)
+    return count
 
 
 def _fingerprint(clip: Clip) -> str:
@@ -293,8 +313,10 @@ class LazyVideoStorage(Storage):
         super().__init__(max_size=int(length.sum()))
         self.clips, self.start, self.length, self.size = list(clips), start, length, size
 
-    def get(self, index: Tensor | int | Sequence[int]) -> TensorDict:
+    def get(self, index: Tensor | int | slice | Sequence[int]) -> TensorDict:
         """TensorDict ``[N]`` with "pixels" uint8 ``[N, 3, S, S]``."""
+        if isinstance(index, slice):
+            index = range(len(self))[index]
         rows = torch.as_tensor(index)
         flat = rows.reshape(-1)
         owner = torch.searchsorted(self.start, flat, right=True) - 1

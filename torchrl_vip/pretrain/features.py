@@ -16,6 +16,9 @@ from torchrl_vip.data.video import FrameTable
 from torchrl_vip.encoders import FrozenEncoder, VIPEncoder
 from torchrl_vip.weights import weights_digest
 
+CHUNK = 512
+"""Frames embedded at a time: an hour of video does not fit into memory."""
+
 
 def embed_once(
     table: FrameTable,
@@ -54,16 +57,16 @@ def embed_once(
         todo = range(done, len(ends))
         for job in tqdm(todo, desc="embedding", unit="clip", disable=not (progress and todo)):
             view, i = divmod(job, len(table.clips))
-            frames = table.clip_frames(i)[:: int(step[i])]
-            if view:
-                frames = augment(
-                    frames[None],
-                    generator_at(0, i, stream=2 + view),
-                    scale=tuple(config["crop_scale"]),
-                    flip=config["flip"],
-                    colour=config["colour"],
-                )[0]
-            out.write(network(frames).half().numpy().tobytes())
+            for frames in table.clip_frames(i)[:: int(step[i])].split(CHUNK):
+                if view:
+                    frames = augment(
+                        frames[None],
+                        generator_at(0, i, stream=2 + view),  # each part of a clip alike
+                        scale=tuple(config["crop_scale"]),
+                        flip=config["flip"],
+                        colour=config["colour"],
+                    )[0]
+                out.write(network(frames).half().numpy().tobytes())
             out.flush()
     rows = views * total
     features = MemoryMappedTensor.from_filename(str(path), torch.float16, (rows, size))
