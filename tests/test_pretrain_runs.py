@@ -24,6 +24,7 @@ from torchrl_vip import load_vip
 from torchrl_vip.data.video import write_video
 from torchrl_vip.pretrain import features
 from torchrl_vip.pretrain.check import check
+from torchrl_vip.pretrain.state import sole_run
 from torchrl_vip.pretrain.trainer import pretrain
 from torchrl_vip.weights import CheckpointError
 
@@ -88,7 +89,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, str], clips: Path) 
     out, said = finished
     assert {p.name for p in out.iterdir()} == {
         *("config.yaml", "clips.json", "metrics.csv", "curves.png", "checkpoints", "final", "best"),
-        *("frames", "logs"),
+        *("frames", "logs", ".lock"),
     }
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config == config_of(clips, out)
@@ -118,6 +119,14 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, str], clips: Path) 
     averaged = state["averaged"]
     assert all(torch.equal(v, averaged[f"module.{k}"]) for k, v in vip.state_dict().items())
     assert load_vip(out / "best").dim == 8
+
+
+def test_a_folder_is_one_run_s_at_a_time(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with sole_run(out), pytest.raises(ValueError, match=f"another run writes to {out}: wait"):
+        pretrain(config_of(clips, out))
+    assert [path.name for path in out.iterdir()] == [".lock"]
+    pretrain(config_of(clips, out, steps=2))
 
 
 def test_a_finished_run_is_left_as_it_is(finished: tuple[Path, str], clips: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,24 @@ import torch
 from torchrl.record.loggers import get_logger
 
 from torchrl_vip.weights import CheckpointError
+
+
+@contextmanager
+def sole_run(folder: Path) -> Iterator[None]:
+    """Holds ``folder`` while a run writes there, as two would mix their files.
+
+    Raises:
+        ValueError: another one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process, killed or not
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another run writes to {folder}: wait for it, stop it, or give another out_dir."
+            ) from error
+        yield
 
 
 class Checkpoints:

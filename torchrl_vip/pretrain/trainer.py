@@ -12,6 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from torchrl_vip.pretrain.check import (
     write_split,
 )
 from torchrl_vip.pretrain.features import embed_once
-from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog
+from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog, sole_run
 from torchrl_vip.pretrain.validation import (
     marks_best,
     plot_curves,
@@ -59,7 +60,7 @@ def pretrain(config: dict[str, Any]) -> Path:
         The folder of the final checkpoint, ``out_dir/final``.
 
     Raises:
-        ValueError: a field that cannot be; no clip to train on.
+        ValueError: a field that cannot be; no clip to train on; another run writes to ``out_dir``.
         FileNotFoundError: ``data.path`` is no folder.
         CheckpointError: the checkpoints in ``out_dir`` are damaged or of another network.
         OSError: the disk is full or not writable; the last checkpoint stays.
@@ -69,8 +70,21 @@ def pretrain(config: dict[str, Any]) -> Path:
     config = json.loads(json.dumps(config, default=str))
     split = choose_clips(config["data"])  # a wrong path is an error before anything is written
     device = pick_device(config["device"])
-    shard = rank, _ = processes.start(device)
-    out, total, first_process = Path(config["out_dir"]), config["steps"], rank == 0
+    shard = processes.start(device)
+    out = Path(config["out_dir"])
+    with sole_run(out) if shard[0] == 0 else nullcontext():
+        return train(config, split, device, out, shard)
+
+
+def train(
+    config: dict[str, Any],
+    split: tuple[list[Clip], list[Clip]],
+    device: torch.device,
+    out: Path,
+    shard: tuple[int, int],
+) -> Path:
+    """:func:`pretrain` after its checks: this process's part of the run, begun or gone on with."""
+    total, first_process = config["steps"], shard[0] == 0
     if config["resume"] and any((out / "checkpoints").glob("step_*.pt")):
         check_resumed(config, out / "config.yaml")
         check_split(split, out / "clips.json")
