@@ -35,7 +35,6 @@ from torchrl.envs import (
     Compose,
     FrameSkipTransform,
     GymWrapper,
-    MultiAction,
     NoopResetEnv,
     ObservationNorm,
     ParallelEnv,
@@ -443,7 +442,6 @@ def test_normalising_before_it_is_refused_where_the_goal_is_an_image():
     "steps",
     [
         partial(FrameSkipTransform, 2),
-        partial(MultiAction, stack_rewards=True),
         partial(NoopResetEnv, 3, random=False),
     ],
 )

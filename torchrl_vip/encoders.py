@@ -88,13 +88,15 @@ class VIPEncoder(nn.Module):
             channel_dim: -3 or -1 where the shape leaves the layout open.
 
         Returns:
-            ``[*B, D]``, float32 (or what autocast makes of it).
+            ``[*B, D]``, in the weights' dtype (or what autocast makes of it).
 
         Raises:
             ValueError, TypeError: see ``functional.to_chw`` and ``functional.check_range``.
         """
         check_range(images)
         frames = preprocess(images, self.image_size, channel_dim=channel_dim)
+        if not torch.is_autocast_enabled(frames.device.type):
+            frames = frames.to(next(self.backbone.parameters(), frames).dtype)
         batch = frames.shape[:-3]
         return self.embed(frames.flatten(0, -4) if batch else frames[None]).reshape(
             *batch, self.dim
@@ -244,7 +246,7 @@ class FrozenEncoder(nn.Module):
         batch = images.shape[:-3]
         frames = images.reshape(batch.numel(), *images.shape[-3:])
         if not len(frames):
-            return torch.zeros(*batch, self.dim, device=images.device)
+            return torch.zeros(*batch, self.dim, device=images.device, dtype=torch.float32)
         device, size = self.device or images.device, self.chunk_size or len(frames)
         if self.chunk_size is None and not self.compile and device.type == "cpu":
             size = CPU_CHUNK

@@ -45,7 +45,7 @@ def read_image(goal: Any) -> Tensor:
     if isinstance(goal, Image.Image):
         goal = np.array(_upright(goal))
     if isinstance(goal, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(goal))
+        return torch.from_numpy(np.require(goal, requirements=["C", "W"]))
     raise TypeError(
         f"a goal of type {type(goal).__name__}; wanted an image (tensor, array or PIL), a path, an "
         "embedding, or a list of these."
@@ -205,9 +205,6 @@ class Goals:
                     f"a set of {embedding.shape[-2]} goals where there were "
                     f"{self.embedding.shape[-2]}: goal_reduction='nearest' keeps their number."
                 )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_written": None}
 
 
 def _changed(new: Tensor, old: Tensor | None, batch_dims: int) -> Tensor:

@@ -142,7 +142,7 @@ class EncoderClient(nn.Module):
         images = to_chw(images, channel_dim)
         batch = images.shape[:-3]
         if not batch.numel():
-            return torch.zeros(*batch, self.dim, device=images.device)
+            return torch.zeros(*batch, self.dim, device=images.device, dtype=torch.float32)
         frames = images.detach().reshape(-1, *images.shape[-3:]).cpu().contiguous()
         self._own_numbers()
         try:
@@ -150,9 +150,13 @@ class EncoderClient(nn.Module):
         except (queue.Empty, MailboxTransportError, ConnectionError, EOFError) as error:
             raise RuntimeError(
                 f"the encoder's server did not answer within {self.timeout:g} s: is its process "
-                "alive, and was it started (`with EncoderServer(...)`)?"
+                "alive, was it started (`with EncoderServer(...)`), and has every process a "
+                "server.client() of its own? Two that share one take each other's answers."
             ) from error
         return answer["vip_vec"].to(images.device).reshape(*batch, self.dim)
+
+    def __deepcopy__(self, memo: dict) -> EncoderClient:
+        return self  # what it holds is a line to the server
 
     def share_memory(self) -> EncoderClient:
         return self  # it has no weights

@@ -411,8 +411,9 @@ class GoalTransform(Transform):
         return clone
 
 
-def chain(container: Any) -> list[Transform]:
-    """All transforms of an environment, in their order, however they are nested."""
+def chain(container: Any, *, nested: bool = True) -> list[Transform]:
+    """All transforms of an environment, in their order, however they are nested; without ``nested`` those
+    of the environments inside are left out."""
 
     def flat(transform: Transform | None) -> list[Transform]:
         if isinstance(transform, Compose):
@@ -421,7 +422,7 @@ def chain(container: Any) -> list[Transform]:
 
     if not isinstance(container, TransformedEnv):
         return []
-    return chain(container.base_env) + flat(container.transform)
+    return (chain(container.base_env) if nested else []) + flat(container.transform)
 
 
 def before(transform: Transform, transforms: list[Transform]) -> list[Transform]:

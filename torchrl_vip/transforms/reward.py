@@ -22,7 +22,14 @@ from torchrl.envs.transforms import (
 from torchrl_vip.functional import check_form, goal_reward
 from torchrl_vip.goals import align
 from torchrl_vip.transforms.goal import GoalTransform, before, chain
-from torchrl_vip.transforms.vip import EncoderLike, VIPTransform, next_key, reset_rows, stands
+from torchrl_vip.transforms.vip import (
+    EncoderLike,
+    VIPTransform,
+    next_key,
+    reset_rows,
+    stands,
+    step_rows,
+)
 
 
 class VIPRewardTransform(GoalTransform):
@@ -167,8 +174,8 @@ class VIPRewardTransform(GoalTransform):
         self._write_goal(tensordict_reset, first=True, rows=rows)
         z = self._read(tensordict_reset)
         if rows is not None and self._last is not None and self._last.shape == z.shape:
-            z = torch.where(rows.reshape(*batch, *[1] * (z.ndim - len(batch))), z, self._last)
-        self._last = z
+            z = torch.where(_beside(rows, z), z, self._last)
+        self._last = z.clone()  # whoever gets it may edit it in place
         return tensordict_reset
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
@@ -181,12 +188,17 @@ class VIPRewardTransform(GoalTransform):
             if not all(key in tensordict.keys(True, True) for key in self._embedding_keys):
                 raise RuntimeError(f"{type(self).__name__}: step before the first reset.")
             z = self._read(tensordict)
-        self._last = z_next
         goal, batch = self._step_goal(tensordict), next_tensordict.batch_size
+        rows = step_rows(tensordict, batch)
+        if rows is not None:
+            z_next = torch.where(_beside(rows, z_next), z_next, z)
+        self._last = z_next.clone()
         if self._final_frames_missing():
-            done = next_tensordict.get("done").reshape(*batch, *[1] * (z_next.ndim - len(batch)))
-            z_next = torch.where(done, z, z_next)
+            done = next_tensordict.get("done").reshape(batch)
+            z_next = torch.where(_beside(done, z_next), z, z_next)
         reward = self._reward(z, z_next, goal, batch)
+        if rows is not None:
+            reward = reward * _beside(rows, reward)
         self._put_reward(next_tensordict, reward, self._reward_key())
         if goal is self._goals.embedding:
             self._write_goal(next_tensordict)
@@ -220,9 +232,17 @@ class VIPRewardTransform(GoalTransform):
     def _refuse_what_steps_after(self) -> None:
         """Transforms that step or reset the environment by themselves do so in a clone of what stands before
         them: this one would not see it."""
-        transforms = chain(self._safe_container())
+        container = self._safe_container()
+        transforms = chain(container)
+        if any(isinstance(one, MultiAction) for one in chain(container, nested=False)):
+            # TorchRL skips all of the environment's transforms where an episode ends before its last action
+            raise ValueError(
+                f"MultiAction in one environment with {type(self).__name__} loses the last reward of an "
+                "episode: give it one of its own, TransformedEnv(TransformedEnv(env, MultiAction(...)), "
+                "Compose(VIPTransform(...), ...), auto_unwrap=False)."
+            )
         for transform in transforms[len(before(self, transforms)) :]:
-            if isinstance(transform, FrameSkipTransform | MultiAction | NoopResetEnv):
+            if isinstance(transform, FrameSkipTransform | NoopResetEnv):
                 raise ValueError(
                     f"{type(transform).__name__} steps the environment by itself, which "
                     f"{type(self).__name__} would not see: put it before the VIPTransform."
@@ -235,7 +255,7 @@ class VIPRewardTransform(GoalTransform):
             batch = tensordict_reset.batch_size
             shown = tensordict_reset.select(self.goal_image_key)
             self._take_goals(shown, reset_rows(tensordict, batch), batch)
-        self._last = self._read(tensordict_reset)
+        self._last = self._read(tensordict_reset).clone()
         self._write_goal(tensordict_reset, first=True)
         return tensordict_reset
 
@@ -414,7 +434,13 @@ class VIPRewardTransform(GoalTransform):
         return self
 
     def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "_last": None}
+        last = None if self._last is None else self._last.detach().clone()
+        return {**super().__getstate__(), "_last": last}  # a copy in mid-episode goes on
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_keys}, form={self.form!r}, mode={self.mode!r})"
+
+
+def _beside(rows: Tensor, values: Tensor) -> Tensor:
+    """``[*B]`` made to broadcast against ``[*B, *N]``."""
+    return rows.reshape(*rows.shape, *[1] * (values.ndim - rows.ndim))

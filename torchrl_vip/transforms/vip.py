@@ -49,6 +49,12 @@ def reset_rows(tensordict: TensorDictBase | None, batch: torch.Size) -> Tensor |
     return None if rows is None or bool(rows.all()) else rows
 
 
+def step_rows(tensordict: TensorDictBase, batch: torch.Size) -> Tensor | None:
+    """Which environments a step concerns (TorchRL's "_step"): bool ``[*B]``, or None for all of them."""
+    mask = tensordict.get("_step", None)
+    return None if mask is None or bool(mask.all()) else mask.reshape(batch)
+
+
 def stands(transform: Transform) -> bool:
     """Whether it is part of an environment or a replay buffer."""
     try:
@@ -236,7 +242,7 @@ class VIPTransform(Transform):
             flat = [images[i].reshape(-1, *images[i].shape[-3:]) for i in members]
             z = self.encoder(flat[0] if len(flat) == 1 else torch.cat(flat), channel_dim=-3)
             for i, part in zip(members, z.split([len(x) for x in flat]), strict=True):
-                out[i] = part.reshape(*images[i].shape[:-3], self.dim)
+                out[i] = part.reshape(*images[i].shape[:-3], self.dim).to(torch.float32)
         return out
 
     def _embed_keys(
@@ -244,7 +250,8 @@ class VIPTransform(Transform):
     ) -> None:
         """Write the embeddings of the frames under ``keys`` into the tensordict.
 
-        ``rows``, bool ``[*B]``, limits the encoding; the other rows get their last embedding.
+        ``rows``, bool ``[*B]``, limits the encoding; the other rows, which were not reset or not
+        stepped, get their last embedding.
         """
         images = []
         for key in keys:
@@ -270,7 +277,7 @@ class VIPTransform(Transform):
                 full[rows] = z
                 z = full
             if not is_next(out):
-                self._last[out] = z.detach()
+                self._last[out] = z.detach().clone()  # whoever gets it may edit it in place
             tensordict.set(out, z)
         for camera, kept in zip(self.cameras, self.tensor_pixels_keys, strict=False):
             for key in keys:
@@ -282,13 +289,16 @@ class VIPTransform(Transform):
 
     # -- in an environment: the tensordict is already that of one time step ---------------------
 
-    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+    def _call(self, next_tensordict: TensorDictBase, rows: Tensor | None = None) -> TensorDictBase:
         keys = self.cameras
         if self.missing_tolerance:
             keys = [k for k in keys if k in next_tensordict.keys(True)]
         if keys:
-            self._embed_keys(next_tensordict, keys)
+            self._embed_keys(next_tensordict, keys, rows)
         return next_tensordict
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        return self._call(next_tensordict, step_rows(tensordict, next_tensordict.batch_size))
 
     def _reset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
@@ -302,7 +312,7 @@ class VIPTransform(Transform):
     ) -> TensorDictBase:
         # The step that ended the episode has embedded the first frame of the next one.
         for key in self.embedding_keys:
-            self._last[key] = tensordict_reset.get(key)
+            self._last[key] = tensordict_reset.get(key).clone()
         return tensordict_reset
 
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
@@ -388,7 +398,8 @@ class VIPTransform(Transform):
             missing.remove(key)
 
     def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "_last": {}}
+        last = {key: z.clone() for key, z in self._last.items()}  # a copy in mid-episode goes on
+        return {**super().__getstate__(), "_last": last}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_keys} -> {self.out_keys})"
