@@ -10,7 +10,8 @@ untrained, imagenet (EfficientNet-Lite0's features), head (ImageNet's weights be
 (one block of them alone), pixels, or state: the task's true reward, a ceiling. The first one that is not
 state is compared with the others.
 Every core plays one episode at a time. Finished ones are in OUT/episodes.jsonl and are not played again;
-a killed run goes on, and --report draws what is there.
+a killed run goes on, and --report draws what is there, into OUT too; the shipped tables are in
+benchmarks/results.
 
 Protocol (appendix E of arXiv 2210.00030 and facebookresearch/vip; what is ours is marked *):
 
@@ -84,7 +85,6 @@ from torchrl_vip.envs.kitchen import CAMERAS, KitchenSim, list_tasks
 from torchrl_vip.planning.demonstrate import PlanningSim
 from torchrl_vip.weights import CheckpointError, weights_digest
 
-ROOT = Path(__file__).parent
 BUNDLED = "VIP (bundled)="
 STATE = "state"
 
@@ -131,6 +131,8 @@ def open_network(what: str) -> VIPEncoder:
     if what == "official":
         return load_vip("resnet50", download=True)
     if (block := what.removeprefix("block")).isdigit():
+        if not 1 <= int(block) <= 16:
+            raise ValueError("Lite0 has the blocks 1 to 16")
         backbone = EfficientNetLite0(tapped=(int(block),))
         load_imagenet(backbone)
         return VIPEncoder(backbone, image_size=load_vip().image_size)
@@ -138,14 +140,15 @@ def open_network(what: str) -> VIPEncoder:
 
 
 def finished(path: Path) -> dict[Episode, dict]:
-    """Episodes of a file of JSON lines; a last line that was cut short does not count."""
+    """Episodes of a file of JSON lines; one that was cut short does not count."""
     done = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             result = json.loads(line)
-        except json.JSONDecodeError:
+            episode = Episode(**{k: result[k] for k in Episode._fields if k in result})
+        except (ValueError, TypeError):
             continue
-        done[Episode(**{k: result[k] for k in Episode._fields if k in result})] = result
+        done[episode] = result
     return done
 
 
@@ -379,11 +382,17 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("kitchen36_runs"), help="folder of episodes"
     )
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of tables")
+    parser.add_argument("--results", type=Path, help="folder of tables (OUT)")
     parser.add_argument("--name", default="kitchen36", help="name of the result files")
     args = parser.parse_args(arguments)
     args.command = command(sys.argv[1:] if arguments is None else arguments)
     args.encoder = args.encoder or [BUNDLED]
+    args.results = args.results or args.out
+    least = {"seeds": 1, "trajectories": 1, "processes": 0, "max_steps": 0, "image_size": 1}
+    for name, low in least.items():
+        value = getattr(args, name)
+        if (least_of := min(value) if isinstance(value, list) else value) < low:
+            parser.error(f"--{name.replace('_', '-')} {least_of}: wanted {low} or more")
     if args.planner == "cem" and min(args.trajectories) < CEM_ITERATIONS:
         parser.error(
             f"--planner cem: --trajectories {min(args.trajectories)} are spread on "

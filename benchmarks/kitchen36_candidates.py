@@ -35,7 +35,7 @@ from typing import NamedTuple
 os.environ.setdefault("MUJOCO_GL", "egl")
 
 import numpy as np
-from kitchen36 import BUNDLED, ROOT, STATE, open_encoders
+from kitchen36 import BUNDLED, STATE, open_encoders
 from kitchen36_episode import HORIZON, Embed, easy_start, embedded, pictures, scale_of
 from machine import about, in_words
 from scipy.stats import spearmanr
@@ -187,7 +187,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--tasks", nargs="+", choices=list_tasks(), default=list_tasks())
     parser.add_argument("--image-size", type=int, default=160, help="pixels drawn (%(default)s)")
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of tables")
+    parser.add_argument(
+        "--results", type=Path, default=Path(__file__).parent / "results", help="folder of tables"
+    )
     args = parser.parse_args(arguments)
     machine = about()  # with the load before
     encoders = open_encoders([STATE, *(args.encoder or [BUNDLED, *RIVALS])])

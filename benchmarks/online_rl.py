@@ -221,9 +221,14 @@ def cameras_of(row: dict) -> str:
     return ", ".join(sorted({seed.get("camera") or "" for seed in row["seeds"].values()}))
 
 
+def steps_of(seed: dict) -> int:
+    """How far it went."""
+    return (seed.get("final") or {"step": seed["curve"][-1][0] if seed["curve"] else 0})["step"]
+
+
 def merged(path: Path, rows: list[dict]) -> list[dict]:
-    """With the rows of other tasks, rewards and cameras that ``path`` has, and its other seeds; tasks in
-    the order of their names."""
+    """With the rows of other tasks, rewards and cameras that ``path`` has, and its other seeds, those that
+    went further than a new one too; tasks in the order of their names."""
 
     def key(row: dict) -> tuple:
         return row["task"], ["random policy", *REWARDS].index(row["reward"]), cameras_of(row)
@@ -232,7 +237,12 @@ def merged(path: Path, rows: list[dict]) -> list[dict]:
         key(row): row for row in (json.loads(path.read_text())["rows"] if path.exists() else [])
     }
     for row in rows:
-        seeds = every.get(key(row), row)["seeds"] | row["seeds"]
+        seeds = dict(every.get(key(row), row)["seeds"])
+        for number, seed in row["seeds"].items():
+            if number not in seeds or steps_of(seed) >= steps_of(seeds[number]):
+                seeds[number] = seed
+            else:
+                print(f"{path} keeps a longer run of {key(row)}, seed {number}", file=sys.stderr)
         every[key(row)] = row | {
             "seeds": dict(sorted(seeds.items(), key=lambda seed: int(seed[0])))
         }

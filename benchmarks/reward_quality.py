@@ -177,12 +177,20 @@ def load_clips(found: list[Clip], group_by: list[str] | None, most: int) -> list
         labels = clip.labels
         frames = torch.stack(list(read_frames(clip.path, clip.span)))
         start, end = labels.get("start_frame", 0), labels.get("end_frame")
+        reward = labels.get("reward")  # one a frame after the first
+        if reward is not None and len(reward) != len(frames) - 1:
+            sys.exit(
+                f"error: {clip.path}: {len(reward)} rewards for {len(frames)} frames; wanted one less"
+            )
         frames = frames[start : None if end is None else end + 1]
+        if len(frames) < 2:
+            sys.exit(
+                f"error: {clip.path}: {len(frames)} frame(s) from {start} to {end}; wanted 2 or more"
+            )
         rows = np.arange(len(frames))
         if len(frames) > most:
             rows = np.linspace(0, len(frames) - 1, most).astype(int)
-        reward = labels.get("reward")
-        if reward is not None:  # one a frame after the first
+        if reward is not None:
             reward = np.array([0.0, *reward])[start:][rows[1:]]
         group = labels.get("group", clip.name)
         if group_by:
@@ -349,17 +357,30 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", default="reward_quality", help="name of the result files")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(arguments)
-    suites = defaultdict(list)
+    if args.max_frames < 2:
+        parser.error(f"--max-frames {args.max_frames}: wanted 2 or more")
+    if unpaired := [pair for pair in args.only or () if "=" not in pair]:
+        parser.error(f"--only {' '.join(unpaired)}: wanted KEY=VALUE")
+    suites: dict[str, list[Clip]] = {}
     for entry in args.clips:
         name, _, folder = entry.rpartition("=")
-        found = find_clips(folder)
+        name, found = name or Path(folder).name, find_clips(folder)
+        if name in suites or "/" in name + args.name:
+            parser.error(
+                f"--clips {entry}: {name!r} is given twice, or it or --name {args.name} is no name of a "
+                "file; wanted SUITE=FOLDER, of which SUITE is one"
+            )
         if args.only:
             wanted = {tuple(pair.split("=", 1)) for pair in args.only}
             found = [c for c in found if any(str(c.labels.get(k)) == v for k, v in wanted)]
         if not found:
             parser.error(f"--clips {entry}: no clip has {args.only}")
-        suites[name or Path(folder).name] += found
-    args.suites = dict(suites)
+        for key in args.group_by or ():
+            if not any(key in clip.labels for clip in found):
+                known = sorted({key for clip in found for key in clip.labels})
+                parser.error(f"--group-by {key}: no clip of {entry} has it; they have {known}")
+        suites[name] = found
+    args.suites = suites
     return args
 
 

@@ -114,10 +114,14 @@ class Config:
 CHANGEABLE = {"steps", "processes", "collector", "overlap", "threads", "compile", "out", "resume"}
 CHANGEABLE |= {n for n in Config.__annotations__ if n.startswith(("eval", "final", "checkpoint"))}
 
+# what these numbers may be, in whichever example has them
 POSITIVE = (
     "max_steps", "frame_skip", "steps", "batch_size", "eval_every", "eval_episodes", "final_episodes",
-    "checkpoint_every", "threads",
+    "checkpoint_every", "threads", "image_size", "buffer_size", "hidden", "updates_per_step", "alpha",
+    "alpha_lr", "lr", "tau", "n_steps", "stack", "frame_size", "features", "noise_steps",
 )  # fmt: skip
+NOT_NEGATIVE = ("seed", "warmup", "processes", "blur", "goals", "action_cost", "shift")
+SHARES = ("gamma", "average", "her_ratio")
 
 
 def parse(config: type[Config], description: str, smoke: Mapping[str, Any]) -> Any:
@@ -151,9 +155,17 @@ def parse(config: type[Config], description: str, smoke: Mapping[str, Any]) -> A
         cfg.shares  # noqa: B018
     except ValueError as error:
         parser.error(str(error))
-    for name in POSITIVE:
-        if getattr(cfg, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(cfg, name)}: wanted 1 or more")
+    for names, wanted, fits in (
+        (POSITIVE, "more than 0", lambda v: 0 < v < math.inf),
+        (NOT_NEGATIVE, "0 or more", lambda v: 0 <= v < math.inf),
+        (SHARES, "from 0 to 1", lambda v: 0 <= v <= 1),
+    ):
+        for name in names:
+            value = getattr(cfg, name, None)
+            if value is not None and not fits(value):
+                parser.error(f"--{name.replace('_', '-')} {value}: wanted {wanted}")
+    if len(set(cfg.frame_keys)) < len(cfg.frame_keys):
+        parser.error(f"--camera {cfg.camera}: wanted different ones")
     if not cfg.processes and (cfg.overlap or cfg.collector != "process"):
         parser.error("--collector and --overlap are for workers: --processes says how many")
     if cfg.image_size % 2:

@@ -87,8 +87,13 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.task not in (tasks := load_suite(args.suite).list_tasks()):
         parser.error(f"unknown task {args.task!r}; {args.suite} has {', '.join(tasks)}")
-    if args.frame_skip < 1:
-        parser.error(f"--frame-skip is {args.frame_skip}; wanted a positive number of steps")
+    least = dict.fromkeys(("frame_skip", "steps", "trajectories", "horizon", "image_size"), 1)
+    for name, low in {**least, "processes": 0, "seed": 0, "start": 0}.items():
+        if (value := getattr(args, name)) < low:
+            parser.error(f"--{name.replace('_', '-')} {value}: wanted {low} or more")
+    for name in ("sigma", "blur"):
+        if not 0 <= (value := getattr(args, name)) < np.inf:
+            parser.error(f"--{name} {value}: wanted 0 or more")
     if args.beside_robot and args.read_goal:
         parser.error("--read-goal looks beside the robot anyway: no --beside-robot")
     if (args.beside_robot or args.read_goal) and {*"+/"} & {*(args.camera or "")}:
@@ -117,7 +122,7 @@ def main() -> None:
     if args.suite == "kitchen":
         demonstrations = suite.demonstrations(args.task)
         demonstration = demonstrations[args.seed % len(demonstrations)]
-        if not 0 <= args.start < (steps := len(demonstration.actions)):
+        if args.start >= (steps := len(demonstration.actions)):
             sys.exit(
                 f"error: --start {args.start}: the demonstration solves the task in {steps} steps"
             )

@@ -18,6 +18,7 @@ from common import CHANGEABLE, EVALUATION_SEED, Config
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 from torchrl.data import ReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -102,12 +103,20 @@ class Run:
             )
         if not cfg.resume:
             self._clear()
-        (self.folder / "videos").mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.json").write_text(json.dumps(asdict(cfg), indent=2))
-        self._loggers = [
-            CSVLogger("csv", log_dir=str(self.folder)),
-            TensorboardLogger("tensorboard", log_dir=str(self.folder)),
-        ]
+        try:
+            (self.folder / "videos").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            sys.exit(f"error: --out {self.folder}: {error.strerror}")
+        part = self.folder / "config.json.part"  # a kill meanwhile leaves the one before
+        part.write_text(json.dumps(asdict(cfg), indent=2))
+        os.replace(part, self.folder / "config.json")
+        tensorboard = TensorboardLogger("tensorboard", log_dir=str(self.folder))
+        if cfg.resume:  # what it has after the checkpoint comes again
+            tensorboard.experiment.close()
+            tensorboard.experiment = SummaryWriter(
+                tensorboard.experiment.log_dir, purge_step=self.step + 1
+            )
+        self._loggers = [CSVLogger("csv", log_dir=str(self.folder)), tensorboard]
         self._bar = tqdm(total=cfg.steps, initial=self.step, unit="step", smoothing=0.05)
         self._shown: dict[str, str] = {}
         self._last = self.step
@@ -131,7 +140,11 @@ class Run:
     def _restore(self) -> None:
         if not self._checkpoint.exists():
             sys.exit(f"error: --resume, but there is no {self._checkpoint}")
-        began = json.loads((self.folder / "config.json").read_text())
+        config = self.folder / "config.json"
+        try:
+            began = dict(json.loads(config.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            sys.exit(f"error: --resume, but {config} cannot be read: {error}")
         if other := set(began) - set(asdict(self.cfg)):
             sys.exit(
                 f"error: {self.folder} is of another script or version: its config.json has "
@@ -146,7 +159,13 @@ class Run:
         }
         if changed:
             sys.exit(f"error: the run began with other flags (then, now): {changed}")
-        self.restored = torch.load(self._checkpoint, weights_only=True)
+        try:
+            self.restored = torch.load(self._checkpoint, weights_only=True)
+        except Exception as error:  # torch.load raises many types for a bad file
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            sys.exit(
+                f"error: {self._checkpoint} is damaged ({reason}): begin anew in another --out"
+            )
         self.step = self.restored["step"]
         if self.step >= self.cfg.steps:
             sys.exit(f"error: the run has had its {self.step} steps; --steps takes it further")

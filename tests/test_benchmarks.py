@@ -1,6 +1,7 @@
 """The benchmarks run, and a checkpoint's calibration says what it should."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,44 @@ def test_other_seeds_of_a_row_stay(tmp_path):
     assert list(both["seeds"].items()) == [*row("0")["seeds"].items(), *row("2")["seeds"].items()]
     assert hand == row("1", "hand")
     assert online_rl.merged(path, [row("2", value=0.9)])[0] == row("2", value=0.9)  # played again
+    tried = row("2", value=0.1)
+    tried["seeds"]["2"]["curve"] = [[5, 0.1]]
+    assert online_rl.merged(path, [tried])[0] == row("2"), "a shorter run replaces nothing"
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        ("--clips a={0} --clips a={0}", "'a' is given twice"),
+        ("--clips a/b={0}", "is no name of a file"),
+        ("--clips {0} --name a/b", "is no name of a file"),
+        ("--clips {0} --only taks", "--only taks: wanted KEY=VALUE"),
+        (
+            "--clips {0} --group-by taks",
+            "--group-by taks: no clip of .* has it; they have .*'group'",
+        ),
+        ("--clips {0} --max-frames 1", "--max-frames 1: wanted 2 or more"),
+    ],
+)
+def test_reward_quality_refuses_before_it_works(flags, says, tmp_path, capsys):
+    import reward_quality
+
+    write_video(tmp_path / "0.mp4", np.zeros((4, 16, 16, 3), np.uint8))
+    (tmp_path / "manifest.json").write_text(json.dumps([{"file": "0.mp4", "group": "a"}]))
+    with pytest.raises(SystemExit):
+        reward_quality.parse_args(flags.format(tmp_path).split())
+    assert re.search(says, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("labels", [{"reward": [0.0]}, {"start_frame": 3}])
+def test_a_clip_whose_labels_do_not_fit_is_named(labels, tmp_path):
+    import reward_quality
+
+    write_video(tmp_path / "0.mp4", np.zeros((4, 16, 16, 3), np.uint8))
+    (tmp_path / "manifest.json").write_text(json.dumps([{"file": "0.mp4", **labels}]))
+    clips = reward_quality.find_clips(tmp_path)
+    with pytest.raises(SystemExit, match="0.mp4: .* wanted"):
+        reward_quality.load_clips(clips, None, 10)
 
 
 def test_a_hill_by_hand():

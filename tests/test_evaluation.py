@@ -44,6 +44,15 @@ def test_bumps_their_size_and_progress_by_hand() -> None:
     assert progress(distance) == pytest.approx(1 / 4)
     assert bumps(distance[::-1]) == pytest.approx(2 / 5)  # grows by 2.5 and by 2
     assert bumps(np.array([3.0, 2, 1])) == bump_size(np.array([3.0, 2, 1])) == 0
+    assert np.isnan(bump_size(np.array([0.0, 1])))  # in parts of nothing
+
+
+def test_what_is_no_number_is_an_error_and_no_perfect_score() -> None:
+    frames = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    clips = [LabelledClip(frames, "a", name=name) for name in ("good", "bad")]
+    z = [np.arange(3.0)[:, None], np.array([[1.0], [np.nan], [0.0]])]
+    with pytest.raises(ValueError, match="embedding of clip 'bad' is not finite"):
+        score_groups(z, clips)
 
 
 def test_auc_counts_pairs_and_half_of_ties() -> None:

@@ -104,6 +104,9 @@ def test_the_robot_is_hidden_in_one_goal_image(tmp_path, monkeypatch) -> None:
         "--combine deviation --smoothness 1",
         "--read-goal --cameras-summed",
         "--read-goal --smoothness 1",
+        "--max-steps -1",
+        "--trajectories 0",
+        "--encoder block99",
     ):
         with pytest.raises(SystemExit):
             kitchen36.main(arguments(tmp_path, *flags.split()))

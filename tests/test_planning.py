@@ -1,5 +1,7 @@
 """MPPI and CEM against a problem whose optimum is known, and roll-outs in processes."""
 
+import signal
+import time
 from contextlib import closing
 from functools import partial
 
@@ -250,6 +252,12 @@ def test_what_a_goal_image_shows_moved_and_where_it_is_touched(task) -> None:
             away.append(reading.touch(sim.data))
         assert away[1] > 0.1 > 0.05 > away[2], "it is touched in the goal"
         sim.pose(here)
+        with pytest.raises(
+            ValueError, match=r"goal of shape \(64, 64, 4\).*wanted uint8 \[64, 64, 3"
+        ):
+            read_goal(sim, np.zeros((64, 64, 4), np.uint8), "default", robot, distance)
+        with pytest.raises(ValueError, match="values is 1; wanted 2"):
+            read_goal(sim, goal[0], "default", robot, distance, values=1)
         nothing = read_goal(sim, sim.look(views)[1], "default", robot, lambda f: distance(f) * 0)
         assert nothing is None
 
@@ -325,6 +333,12 @@ def test_scores_are_checked() -> None:
     assert np.isfinite(planner.plan(lambda actions: np.array([0, np.nan, -np.inf, 1]))).all()
     with pytest.raises(ValueError, match="elites is 9; wanted 1 to 4"):
         CEM(1, trajectories=4, elites=9)
+    for name in ("horizon", "trajectories", "iterations"):
+        with pytest.raises(ValueError, match=f"{name} is 0; wanted 1 or more"):
+            MPPI(1, **{name: 0})
+    for sigma in (np.nan, -1.0, [1.0, np.inf]):
+        with pytest.raises(ValueError, match="sigma is .*; wanted 0 or more"):
+            MPPI(2, sigma=sigma)
 
 
 def test_processes_change_nothing() -> None:
@@ -355,6 +369,28 @@ def test_errors_of_a_worker_arrive() -> None:
         rollouts(np.zeros(2), np.zeros((2, 3, 1)))
     with pytest.raises(ValueError, match="processes is -1"):
         Rollouts(PointMass, processes=-1)
+
+
+def sleep_where_pushed(sim: PointMass, reward: float) -> float:
+    time.sleep(3 if sim.x[1] > 0.5 else 0)
+    return float(sim.x[1])
+
+
+def test_answers_to_an_interrupted_plan_are_not_those_of_the_next() -> None:
+    def interrupt(*_) -> None:
+        raise TimeoutError("no more time")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    rollouts = Rollouts(PointMass, sleep_where_pushed, processes=1)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(TimeoutError, match="no more time"):
+            rollouts(np.zeros(2), np.ones((1, 3, 1)))
+        with pytest.raises(RuntimeError, match="are closed.*interruption"):
+            rollouts(np.zeros(2), np.zeros((1, 3, 1)))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def refuse_force(sim: PointMass, reward: float) -> float:

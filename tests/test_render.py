@@ -219,6 +219,49 @@ def test_stored_demonstrations_are_added_view_by_view(tmp_path: Path, monkeypatc
     assert all(p.stat().st_mtime_ns == time for p, time in before.items())
 
 
+def entry_of(file: str, seed: int, size: int = 128) -> dict:
+    """As main writes it for --split train."""
+    number = int(Path(file).stem[-4:])
+    drawn = render.clip_seed(seed, TASK, "success", number, 0)
+    about = {"kind": "success", "seed": drawn, "tries": 1, "size": size, "stride": 2}
+    return {"file": file, "task": TASK, **about, "split": "train", "per_scene": 1, "distractors": 6}
+
+
+@pytest.mark.parametrize("seed, size", [(1, 128), (0, 64)])
+def test_clips_of_other_options_are_not_left_beside_new_ones(seed, size, tmp_path, capsys) -> None:
+    files = [f"{TASK}/success_{i:04d}.mp4" for i in range(2)]
+    render.write_manifest(tmp_path, {f: entry_of(f, seed, size) for f in files})
+    before = (tmp_path / "manifest.json").read_bytes()
+    with pytest.raises(SystemExit):
+        render.main(["--out", str(tmp_path), "--tasks", TASK, "--episodes", "1"])
+    assert "1 clips of these tasks by another --seed" in capsys.readouterr().err
+    assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_a_clip_is_not_listed_while_it_is_rendered_anew(tmp_path, monkeypatch) -> None:
+    files = [f"{TASK}/success_{i:04d}.mp4" for i in range(2)]
+    render.write_manifest(tmp_path, {f: entry_of(f, 0) for f in files})
+    (tmp_path / TASK).mkdir()
+    (tmp_path / files[0]).touch()  # the other one is missing
+
+    class Killed(Exception):
+        pass
+
+    def pool(*_, **__):
+        raise Killed
+
+    monkeypatch.setattr(render, "ProcessPoolExecutor", pool)
+    with pytest.raises(Killed):
+        render.main(["--out", str(tmp_path), "--tasks", TASK, "--episodes", "2"])
+    assert list(render.read_manifest(tmp_path)) == files[:1]
+
+
+def test_a_damaged_manifest_is_named(tmp_path) -> None:
+    (tmp_path / "manifest.json").write_text('[{"file": "a')
+    with pytest.raises(SystemExit, match="manifest.json is damaged"):
+        render.main(["--out", str(tmp_path), "--tasks", TASK])
+
+
 @pytest.mark.parametrize("option", [("--tasks", "fly-v3"), ("--size", "47")])
 def test_wrong_options_are_refused_before_anything_is_written(option, tmp_path, capsys) -> None:
     with pytest.raises(SystemExit):

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import TransformedEnv
@@ -159,6 +160,8 @@ def test_sac_runs_and_resumes(tmp_path):
     again = run("sac", out, "--resume", "--steps", "60")
     assert again.returncode == 0, again.stderr
     assert steps_logged(out) == [12, 24, 36, 48, 60]
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert [e.step for e in board.Scalars("train/return")] == [12, 24, 36, 48, 60]
     resumed = read_stored(out)
     assert len(resumed["action"]) == 30  # each held for two steps
     assert torch.equal(resumed["observation"][:18], stored["observation"])
@@ -316,6 +319,32 @@ def test_a_run_of_another_script_is_not_continued(tmp_path):
     assert (tmp_path / "config.json").read_text() == began
 
 
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("checkpoint.pt", b"", "checkpoint.pt is damaged"),
+        ("checkpoint.pt", b"PK\x03\x04 cut", "checkpoint.pt is damaged"),
+        ("config.json", b'{"task": "rea', "config.json cannot be read"),
+        ("config.json", None, "config.json cannot be read"),
+    ],
+)
+def test_a_damaged_run_is_an_error_that_names_the_file(name, content, says, tmp_path):
+    (tmp_path / "checkpoint.pt").touch()
+    (tmp_path / "config.json").write_text(json.dumps(asdict(sac.SACConfig())))
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(SystemExit, match=says):
+        runs.Run(sac.SACConfig(out=str(tmp_path), resume=True))
+
+
+def test_a_file_is_no_folder_of_a_run(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(SystemExit, match="--out .*run: "):
+        runs.Run(sac.SACConfig(out=str(tmp_path / "run")))
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     mine = tmp_path / "csv" / "mine.csv"
     mine.parent.mkdir()
@@ -337,7 +366,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         (["--task", "push"], "--task push: --suite metaworld has assembly-v3"),
         (["--suite", "atari"], "invalid choice: 'atari'"),
         (["--image-size", "85"], "--image-size 85: the videos want an even number"),
-        (["--eval-every", "0"], "--eval-every 0: wanted 1 or more"),
+        (["--eval-every", "0"], "--eval-every 0: wanted more than 0"),
+        (["--alpha", "0"], "--alpha 0.0: wanted more than 0"),
+        (["--updates-per-step", "-1"], "--updates-per-step -1.0: wanted more than 0"),
+        (["--action-cost", "nan"], "--action-cost nan: wanted 0 or more"),
+        (["--goals", "-1"], "--goals -1: wanted 0 or more"),
+        (["--gamma", "2"], "--gamma 2.0: wanted from 0 to 1"),
+        (["--camera", "corner4+corner4"], "--camera corner4+corner4: wanted different ones"),
         (["--overlap"], "--processes says how many"),
         (["--collector", "ray"], "--processes says how many"),
     ],

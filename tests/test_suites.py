@@ -96,6 +96,32 @@ def test_wrong_names_are_errors_that_list_the_choices(suite) -> None:
         module.make_env(task, cameras=[module.SIMULATOR.CAMERA, "nowhere"])
 
 
+def test_numbers_that_cannot_be_are_errors_that_name_them(suite) -> None:
+    module, task = suite
+    camera = module.SIMULATOR.CAMERA
+    for wrong, says in (
+        ({"image_size": 0}, "image_size is 0; wanted a whole number"),
+        ({"image_size": (64, 48)}, r"image_size is \(64, 48\); wanted a whole number"),
+        ({"num_envs": 0}, "num_envs is 0; wanted 1 or more"),
+        ({"max_steps": 0}, "max_steps is 0; wanted 1 or more"),
+        ({"frame_skip": 0}, "frame_skip is 0; wanted a positive"),
+        ({"cameras": []}, r"cameras are \[\]; wanted"),
+        ({"cameras": [camera, camera]}, "cameras are .*; wanted a name, or different ones"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            module.make_env(task, **wrong)
+
+
+def test_an_action_that_is_no_number_is_an_error_in_mid_episode(suite) -> None:
+    module, task = suite
+    env = module.make_env(task, image_size=16, seed=0)
+    tensordict = env.rand_action(env.reset())
+    tensordict["action"][-1] = float("nan")
+    with pytest.raises(ValueError, match="the action is .*nan.*; wanted finite numbers"):
+        env.step(tensordict)
+    env.close()
+
+
 @pytest.mark.parametrize("name, task", [*TASK.items(), ("metaworld", "drawer-open-v3")])
 def test_a_camera_without_the_robot_sees_the_objects_alone(name: str, task: str) -> None:
     module = load_suite(name)
@@ -179,7 +205,7 @@ def test_an_image_as_goal_is_written_at_every_reset(suite) -> None:
     env.reset()["goal_image"].zero_()  # the caller's own
     assert torch.equal(env.reset()["goal_image"], torch.from_numpy(goal))
     env.close()
-    two = [module.SIMULATOR.CAMERA] * 2
+    two = [module.SIMULATOR.CAMERA, "another"]
     wrong = [
         ("best", None, "'best'.*'solved'"),
         (goal[..., 0], None, "wanted an image"),
@@ -247,6 +273,10 @@ def test_any_environment_by_name(task: str, state: int, options: dict) -> None:
 def test_an_unknown_name_is_an_error_that_says_where_to_look() -> None:
     with pytest.raises(ValueError, match="unknown environment 'fly-v1'.*list_tasks"):
         named.make_env("fly-v1")
+    with pytest.raises(ValueError, match=r"image_size is \(32, 32\); wanted a whole number"):
+        named.make_env("Ant-v5", image_size=(32, 32))
+    with pytest.raises(ValueError, match=r"cameras is \['a'\]; wanted one camera's name"):
+        named.make_env("Ant-v5", cameras=["a"])
 
 
 # --- one suite each -------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import os
 import threading
 import zlib
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import lru_cache
@@ -47,8 +48,11 @@ Entry = dict[str, Any]
 def read_manifest(out: Path) -> dict[str, Entry]:
     """Entries by file."""
     manifest = out / "manifest.json"
-    listed = json.loads(manifest.read_text()) if manifest.exists() else []
-    return {entry["file"]: entry for entry in listed}
+    try:
+        listed = json.loads(manifest.read_text()) if manifest.exists() else []
+        return {entry["file"]: entry for entry in listed}
+    except (ValueError, TypeError, KeyError) as error:
+        raise SystemExit(f"error: {manifest} is damaged ({error}): give another --out") from error
 
 
 def write_manifest(out: Path, entries: dict[str, Entry]) -> None:
@@ -56,6 +60,15 @@ def write_manifest(out: Path, entries: dict[str, Entry]) -> None:
     part = out / ".manifest.json.part"
     part.write_text(json.dumps([entries[file] for file in sorted(entries)], indent=1) + "\n")
     part.replace(out / "manifest.json")
+
+
+def forget(out: Path, entries: dict[str, Entry], files: Iterable[str]) -> None:
+    """Takes clips that are about to be rendered anew out of the manifest: a kill meanwhile would leave the
+    old entry beside the new clip."""
+    if there := [file for file in files if entries.pop(file, None)]:
+        write_manifest(out, entries)
+        for file in there:
+            (out / file).unlink(missing_ok=True)
 
 
 def _is_there(args: argparse.Namespace, entry: Entry | None, stride: int) -> bool:
@@ -184,6 +197,7 @@ def render_stored(args: argparse.Namespace, entries: dict[str, Entry]) -> None:
             for file, shown in wanted.items()
         ):
             continue
+        forget(args.out, entries, wanted)
         sim = suite.SIMULATOR(task, camera=camera, image_size=args.size)
         (args.out / task / camera).mkdir(parents=True, exist_ok=True)
         for file, demonstration in wanted.items():
@@ -254,8 +268,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--suite {args.suite} has no scripted policy, so nothing to render")
     train = [task for task in scripted if task not in held_out]
     tasks = args.tasks or (train if args.split == "train" else list(held_out or scripted))
-    if args.per_scene < 1:
-        parser.error(f"--per-scene {args.per_scene}: wanted 1 or more")
+    for name, low in (("episodes", 0), ("per_scene", 1), ("workers", 1), ("distractors", 0)):
+        if (value := getattr(args, name)) < low:
+            parser.error(f"--{name.replace('_', '-')} {value}: wanted {low} or more")
     if args.size % 2 or args.size < 2:
         parser.error(f"--size {args.size}: mp4 wants an even number")
     if min(args.stride) < 1:
@@ -286,20 +301,42 @@ def main(arguments: list[str] | None = None) -> None:
     def finished(task: str, number: int) -> bool:
         clips = [entries.get(f"{task}/{name}_{number:04d}.mp4") for name in names]
         stride = drawn_stride(args.seed, task, number, args.stride)
-        return all(
-            _is_there(args, clip, stride)
-            and clip["seed"] == drawn_seed(task, number, clip)
+        return all(_is_there(args, clip, stride) and rendered_so(clip) for clip in clips)
+
+    def rendered_so(entry: Entry) -> bool:
+        number = int(Path(entry["file"]).stem.rpartition("_")[2])
+        return (
+            entry["size"] == args.size
+            and entry["seed"] == drawn_seed(entry["task"], number, entry)
             # manifests of before have no such entries
-            and all(clip.get(key, options[key]) == options[key] for key in SCENES)
-            for clip in clips
+            and all(entry.get(key, options[key]) == options[key] for key in SCENES)
         )
 
+    files = {
+        f"{task}/{name}_{number:04d}.mp4"
+        for task in tasks
+        for number in range(args.episodes)
+        for name in names
+    }
+    others = [
+        entry["file"]
+        for entry in entries.values()
+        if entry["task"] in tasks and entry["file"] not in files and not rendered_so(entry)
+    ]
+    if others:
+        parser.error(
+            f"{args.out} has {len(others)} clips of these tasks by another --seed, --size, --split, "
+            f"--per-scene or --distractors, which would be taken for the same scenes ({others[0]}): give "
+            "another --out"
+        )
     jobs = [
         {"task": task, "number": number, **options}
         for task in tasks
         for number in range(args.episodes)
         if not finished(task, number)
     ]
+    again = (f"{job['task']}/{name}_{job['number']:04d}.mp4" for job in jobs for name in names)
+    forget(args.out, entries, again)
     with (
         ProcessPoolExecutor(
             args.workers, multiprocessing.get_context("spawn"), initializer=_start_worker

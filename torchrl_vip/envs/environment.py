@@ -107,6 +107,8 @@ class SimulatorEnv(EnvBase):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action, reward = tensordict["action"].cpu().numpy(), 0.0
+        if not np.isfinite(action).all():  # MuJoCo would reset in mid-episode and only log it
+            raise ValueError(f"the action is {action.tolist()}; wanted finite numbers")
         for _ in range(self.frame_skip):
             _, own_reward, success = self.sim.step(action)
             reward += own_reward
@@ -164,8 +166,8 @@ def make_env(
             at every reset.
 
     Raises:
-        ValueError: an unknown task, camera, goal or way to render; ``randomize`` with several cameras;
-            ``frame_skip`` below 1.
+        ValueError: an unknown task, camera, goal or way to render; ``randomize`` with several cameras; a
+            size or number below 1. A step raises it for an action that is not finite.
 
     Example:
         >>> env = make_env(MetaWorldSim, "drawer-open-v3", seed=0)  # doctest: +SKIP
@@ -174,7 +176,12 @@ def make_env(
     """
     if isinstance(goal, str) and goal != "solved":
         raise ValueError(f"goal is {goal!r}; wanted an image [H, W, 3] or 'solved'")
+    for name, value in (("num_envs", num_envs), ("max_steps", max_steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; wanted 1 or more")
     several = None if cameras is None or isinstance(cameras, str) else list(cameras)
+    if several is not None and (not several or len(set(several)) < len(several)):
+        raise ValueError(f"cameras are {several}; wanted a name, or different ones in a list")
     if several is not None and randomize:
         raise ValueError("randomize= moves the one camera; several were given")
     make = partial(

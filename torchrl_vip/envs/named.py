@@ -61,13 +61,21 @@ def make_env(
         max_steps: an episode is truncated then, beside the environment's own limit.
 
     Raises:
-        ValueError: no such environment.
+        ValueError: no such environment; a camera or size that cannot be.
 
     Example:
         >>> env = make_env("cheetah-run", seed=0)  # doctest: +SKIP
         >>> env.rollout(3)["next", "pixels"].shape  # doctest: +SKIP
         torch.Size([3, 128, 128, 3])
     """
+    if not isinstance(cameras, str | int | None):
+        raise ValueError(f"cameras is {cameras!r}; wanted one camera's name or number")
+    if image_size is not None and (type(image_size) is not int or image_size < 1):
+        raise ValueError(
+            f"image_size is {image_size!r}; wanted a whole number of pixels, 1 or more"
+        )
+    if num_envs < 1:
+        raise ValueError(f"num_envs is {num_envs}; wanted 1 or more")
     make = partial(_make_one, task, cameras, image_size, device, max_steps)
     if num_envs == 1:
         return make(seed)

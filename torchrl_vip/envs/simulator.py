@@ -51,6 +51,8 @@ class _Renderer(mujoco.Renderer):
     (https://github.com/google-deepmind/mujoco/issues/1186)."""
 
     def close(self) -> None:
+        if not hasattr(self, "_mjr_context"):
+            return  # it could not be made
         if self._gl_context and self._mjr_context:
             self._gl_context.make_current()
             self._mjr_context.free()
@@ -78,7 +80,8 @@ class Simulator(ABC):
             shipped.
 
     Raises:
-        ValueError: an unknown camera or way to render; "/no-robot" where the suite has no ROBOT.
+        ValueError: an unknown camera or way to render; "/no-robot" where the suite has no ROBOT; an
+            image_size that is no whole number above 0.
     """
 
     ROBOT: ClassVar[str] = ""  # a body of the robot; none: it cannot be left out of pictures
@@ -99,6 +102,10 @@ class Simulator(ABC):
     ) -> None:
         if render not in ("fast", "faithful"):
             raise ValueError(f"render is {render!r}; choose 'fast' or 'faithful'")
+        if type(image_size) is not int or image_size < 1:
+            raise ValueError(
+                f"image_size is {image_size!r}; wanted a whole number of pixels, 1 or more"
+            )
         self.task, self.image_size, self.fast = task, image_size, render == "fast"
         self.default_camera = self.camera = self.find_camera(camera or self.CAMERA)
         self._with_robot = self._shows_robot(camera or self.CAMERA)

@@ -66,6 +66,12 @@ def _separation(score: dict[int, float], good: Sequence[int], bad: Sequence[int]
     return auc(win, lose) if win and lose else np.nan
 
 
+def _mean(metric: Callable, items: Sequence) -> float:
+    """Of what is not NaN; NaN where there is nothing."""
+    values = [value for value in map(metric, items) if not np.isnan(value)]
+    return float(np.mean(values)) if values else np.nan
+
+
 def score_groups(
     z: Sequence[np.ndarray],
     clips: Sequence[LabelledClip],
@@ -88,8 +94,14 @@ def score_groups(
         - ``auc``, ``auc_best``: success against failure by the final, and by the smallest, distance
           over the first one; ``kendall``: order of failure < partial < success by the final one;
         - ``r_squared``, ``epic``: of minus the distance with the task's own reward.
+
+    Raises:
+        ValueError: an embedding that is not finite.
     """
     goals = [e[-1] for e in z] if goals is None else goals
+    for e, goal, clip in zip(z, goals, clips, strict=True):
+        if not (np.isfinite(e).all() and np.isfinite(goal).all()):
+            raise ValueError(f"the embedding of clip {clip.name or clip.group!r} is not finite")
     members = defaultdict(list)
     for i, clip in enumerate(clips):
         members[clip.group].append(i)
@@ -123,23 +135,22 @@ def score_groups(
             if clips[i].reward is not None
             for c in cross.get(i, [])
         ]
-        mean = lambda f, items: float(np.mean([f(c) for c in items])) if items else np.nan  # noqa: E731
 
         scores[group] = {
-            "voc": mean(voc, flat),
-            "voc_pearson": mean(lambda c: voc(c, "pearson"), flat),
-            "bumps": mean(bumps, flat),
-            "bump_size": mean(bump_size, flat),
-            "voc_own": mean(voc, own),
-            "bumps_own": mean(bumps, own),
-            "voc_reversed": mean(voc, backwards),
-            "voc_shuffled": mean(lambda c: voc(rng.permutation(c)), flat),
-            "voc_wrong_goal": mean(voc, astray),
+            "voc": _mean(voc, flat),
+            "voc_pearson": _mean(lambda c: voc(c, "pearson"), flat),
+            "bumps": _mean(bumps, flat),
+            "bump_size": _mean(bump_size, flat),
+            "voc_own": _mean(voc, own),
+            "bumps_own": _mean(bumps, own),
+            "voc_reversed": _mean(voc, backwards),
+            "voc_shuffled": _mean(lambda c: voc(rng.permutation(c)), flat),
+            "voc_wrong_goal": _mean(voc, astray),
             "auc": _separation(final, good, bad),
             "auc_best": _separation(best, good, bad),
             "kendall": kendall(list(final.values()), [clips[i].level for i in final]),
-            "r_squared": mean(lambda pair: r_squared(*pair), judged),
-            "epic": mean(lambda pair: epic_distance(*pair), judged),
+            "r_squared": _mean(lambda pair: r_squared(*pair), judged),
+            "epic": _mean(lambda pair: epic_distance(*pair), judged),
         }
     return scores
 

@@ -27,8 +27,10 @@ def bumps(distance: np.ndarray) -> float:
 
 
 def bump_size(distance: np.ndarray) -> float:
-    """Sum of all growth, relative to the first distance."""
-    return float(np.clip(np.diff(distance), 0, None).sum() / max(distance[0], 1e-12))
+    """Sum of all growth, relative to the first distance; NaN for a curve that begins at its goal."""
+    if distance[0] == 0:
+        return np.nan
+    return float(np.clip(np.diff(distance), 0, None).sum() / distance[0])
 
 
 def progress(distance: np.ndarray) -> float:

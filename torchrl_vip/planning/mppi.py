@@ -76,6 +76,9 @@ class Planner(ABC):
         beta: the filter, see :func:`filtered_noise`.
         rest: the action [A] that the mean starts from, and is filled up with at its end (0).
         seed: plans repeat exactly.
+
+    Raises:
+        ValueError: a size below 1, a negative or infinite sigma.
     """
 
     def __init__(
@@ -90,6 +93,12 @@ class Planner(ABC):
         rest: float | Sequence[float] = 0.0,
         seed: int = 0,
     ) -> None:
+        sizes = {"horizon": horizon, "trajectories": trajectories, "iterations": iterations}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; wanted 1 or more")
+        if not (np.isfinite(sigma).all() and np.min(sigma) >= 0):
+            raise ValueError(f"sigma is {sigma}; wanted 0 or more")
         self.shape = (trajectories, horizon, action_size)
         self.iterations, self.beta = iterations, tuple(beta)
         self.sigma = np.broadcast_to(np.asarray(sigma, float), (action_size,))

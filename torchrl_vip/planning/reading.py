@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from torchrl_vip.envs.simulator import Simulator, mujoco
-from torchrl_vip.planning.registration import FoundRobot, place
+from torchrl_vip.planning.registration import FoundRobot, check_goal, place
 
 Distance = Callable[[np.ndarray], np.ndarray]
 """Frames uint8 [N, H, W, 3] to distances [N] to the goal image."""
@@ -85,9 +85,13 @@ def read_goal(
         None where no move brings the scene nearer to the goal image, or nothing in it has a hinge or slide.
 
     Raises:
-        ValueError: a suite that knows no robot; an unknown camera.
+        ValueError: a goal of another size or type; a suite that knows no robot; an unknown camera;
+            ``values`` below 2.
         NotImplementedError: a suite that cannot save its state.
     """
+    check_goal(sim, goal)
+    if values < 2:
+        raise ValueError(f"values is {values}; wanted 2 or more")
     state, here, model = sim.get_state(), sim.data.qpos.copy(), sim.model
 
     def pictures(thing: list[int], places: np.ndarray) -> np.ndarray:

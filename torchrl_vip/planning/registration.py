@@ -70,9 +70,7 @@ def find_robot(
             rides on it; fewer than 8 candidates.
         NotImplementedError: a suite that cannot save its state.
     """
-    size = (sim.image_size, sim.image_size, 3)
-    if goal.shape != size or goal.dtype != np.uint8:
-        raise ValueError(f"goal of shape {goal.shape}, {goal.dtype}; wanted uint8 {list(size)}")
+    check_goal(sim, goal)
     if not sim.ROBOT:
         raise ValueError(f"{type(sim).__name__} knows no robot to look for")
     if candidates < 8:
@@ -90,6 +88,13 @@ def find_robot(
     finally:
         sim.set_state(state)
     return FoundRobot(pixels, qpos)
+
+
+def check_goal(sim: Simulator, goal: np.ndarray) -> None:
+    """Raise ValueError unless a goal image is as large as what the simulator draws, and of its type."""
+    size = (sim.image_size, sim.image_size, 3)
+    if goal.shape != size or goal.dtype != np.uint8:
+        raise ValueError(f"goal of shape {goal.shape}, {goal.dtype}; wanted uint8 {list(size)}")
 
 
 def place(sim: Simulator, qpos: np.ndarray) -> None:

@@ -107,17 +107,27 @@ class Rollouts:
         """What was seen, [N, ...] or [N, last, ...]; see :func:`rollout`.
 
         Raises:
-            RuntimeError: a worker died, or they are closed; what it raised itself is raised here as it was.
+            RuntimeError: a worker died, or they are closed, as they are after any exception or
+                interruption; what a worker raised itself is raised here as it was.
         """
         if self.sim is not None:
             return rollout(self.sim, state, actions, self.observe, self.last)
         if not self._pipes:
-            raise RuntimeError("these rollouts are closed, by close() or after a worker's error")
+            raise RuntimeError(
+                "these rollouts are closed, by close() or after an error or interruption"
+            )
         shares = np.array_split(actions, len(self._pipes))
         busy = [(pipe, s) for pipe, s in zip(self._pipes, shares, strict=True) if len(s)]
-        for pipe, share in busy:
-            self._talk(pipe.send, (state, share))
-        return np.concatenate([self._receive(pipe) for pipe, _ in busy])
+        try:
+            for pipe, share in busy:
+                self._talk(pipe.send, (state, share))
+            return np.concatenate([self._receive(pipe) for pipe, _ in busy])
+        except BaseException:
+            # Answers that nobody has taken would be those of the next call.
+            for worker in self._workers:
+                worker.terminate()
+            self.close()
+            raise
 
     def _receive(self, pipe: Any) -> Any:
         result = self._talk(pipe.recv)
@@ -129,7 +139,7 @@ class Rollouts:
     def _talk(self, call: Callable[..., Any], *message: Any) -> Any:
         try:
             return call(*message)
-        except (EOFError, OSError) as error:  # OSError: its end of the pipe is broken
+        except (EOFError, ConnectionError) as error:
             self.close()
             raise RuntimeError("a rollout worker died") from error
 

@@ -178,6 +178,12 @@ class MetricsLog:
             rows = [row for row in file.read_text().splitlines(True) if row.endswith("\n")]
             file.write_text("".join(row for row in rows if int(row.split(",")[0]) <= first))
         self.loggers = [get_logger(kind, str(folder / kind), name) for kind in loggers]
+        for kind, logger in zip(loggers, self.loggers, strict=True):
+            if kind == "tensorboard" and first:  # what it has after ``first`` comes again
+                from torch.utils.tensorboard import SummaryWriter
+
+                logger.experiment.close()
+                logger.experiment = SummaryWriter(logger.log_dir, purge_step=first + 1)
 
     def write(
         self, step: int, metrics: dict[str, float], timing: dict[str, float] | None = None
