@@ -11,6 +11,7 @@ import yaml
 from clips import greys, write_folder
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from networks import tiny_resnet_encoder
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.data.video import decode_once
@@ -388,10 +389,11 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_or_is_an_error(
 
 def test_a_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
     for first, steps in ((0, (500, 740)), (500, (740, 1000))):
-        log = MetricsLog(tmp_path / "metrics.csv", first, ["csv"])
+        log = MetricsLog(tmp_path / "metrics.csv", first, ["csv", "tensorboard"])
         for step in steps:
             log.write(step, {"loss": step / 1000, "validation/voc": step / 1000})
         log.file.close()
+        log.loggers[1].experiment.close()
         written = [next((tmp_path / "logs").rglob(f"{name}.csv")) for name in ("loss", "voc")]
         if first == 0:  # killed as it wrote
             for file in written:
@@ -402,6 +404,8 @@ def test_a_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
             "740",
             "1000",
         ]
+    board = EventAccumulator(str(next((tmp_path / "logs").rglob("events*")).parent)).Reload()
+    assert [e.step for e in board.Scalars("loss")] == [500, 740, 1000]
     metrics = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in metrics] == [
         s for s in ("500", "740", "1000") for _ in "lv"
