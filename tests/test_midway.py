@@ -3,6 +3,7 @@ it was given, precision changes."""
 
 import copy
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,12 @@ from envs import GAIN, MAKE, CountingEncoder, GreyEnv, NormEncoder, grey, reward
 from tensordict import TensorDict
 from torch.testing import assert_close as close
 from torchrl.envs import Compose, SerialEnv, TransformedEnv
-from torchrl.envs.transforms import ConditionalSkip, MultiAction, ObservationNorm
+from torchrl.envs.transforms import (
+    ConditionalSkip,
+    MultiAction,
+    MultiStepTransform,
+    ObservationNorm,
+)
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_vip import VIPReward, VIPRewardTransform, VIPTransform
@@ -76,6 +82,17 @@ def test_several_actions_at_once_are_an_environment_of_their_own():
     )
     with pytest.raises(ValueError, match="MultiAction in one environment with.*auto_unwrap=False"):
         together.reset()
+
+
+def test_rows_that_lead_several_steps_ahead_are_refused():
+    env = TransformedEnv(GreyEnv(), VIPTransform(CountingEncoder()))
+    rollout = env.rollout(4)
+    reward = VIPRewardTransform(z_of(200))
+    several = partial(MultiStepTransform, n_steps=3, gamma=0.5)
+    summed = several().inv(reward(rollout.clone()))
+    close(summed["next", "reward"][0, 0], 1.75 * torch.tensor(GAIN))
+    with pytest.raises(ValueError, match="MultiStepTransform lead several steps ahead"):
+        reward(several().inv(rollout))
 
 
 # -- copies ------------------------------------------------------------------------------------------

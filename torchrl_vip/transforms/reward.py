@@ -388,7 +388,16 @@ class VIPRewardTransform(GoalTransform):
 
         For the transform's own goal, if it has one for all; else for the rows' "goal_embedding", or, where
         they hold none, for each environment's, which are the first dimensions then.
+
+        Raises:
+            ValueError: no goal, or goals of another shape than the rows; rows that MultiStepTransform made.
         """
+        if "steps_to_next_obs" in tensordict.keys():
+            raise ValueError(
+                "rows of MultiStepTransform lead several steps ahead, and their sum of rewards is not the "
+                f"reward of that way: apply {type(self).__name__} to the rollout before it is stored, or in "
+                "the environment."
+            )
         tensordict = tensordict.copy()
         first = tensordict.get(self.in_keys[0], None)
         self.__dict__["_saw_frames"] = (
