@@ -96,7 +96,8 @@ class VIPEncoder(nn.Module):
         check_range(images)
         frames = preprocess(images, self.image_size, channel_dim=channel_dim)
         if not torch.is_autocast_enabled(frames.device.type):
-            frames = frames.to(next(self.backbone.parameters(), frames).dtype)
+            weights = (p for p in self.backbone.parameters() if p.is_floating_point())
+            frames = frames.to(next(weights, frames).dtype)
         batch = frames.shape[:-3]
         return self.embed(frames.flatten(0, -4) if batch else frames[None]).reshape(
             *batch, self.dim
