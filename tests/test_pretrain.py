@@ -217,13 +217,17 @@ def test_a_run_does_not_go_on_where_clips_have_changed_sides(tmp_path: Path, cap
 
 @pytest.mark.parametrize("mine", ["config.yaml", "logs/a.txt", "best/a.txt"])
 def test_a_run_does_not_begin_where_something_else_lies(tmp_path: Path, mine: str) -> None:
-    check_new(tmp_path / "new")
+    check_new(tmp_path / "new", resume=True)
     (tmp_path / mine).parent.mkdir(exist_ok=True)
     (tmp_path / mine).write_text("mine: 1")
     with pytest.raises(ValueError, match="of no pre-training run"):
-        check_new(tmp_path)
+        check_new(tmp_path, resume=True)
     (tmp_path / "config.yaml").write_text("data: {}\nsteps: 1\nout_dir: x")
-    check_new(tmp_path)
+    check_new(tmp_path, resume=True)
+    (tmp_path / "final").mkdir()
+    with pytest.raises(ValueError, match="finished run .final. without its checkpoints"):
+        check_new(tmp_path, resume=True)
+    check_new(tmp_path, resume=False)
 
 
 @pytest.mark.parametrize(

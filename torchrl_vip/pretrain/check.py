@@ -194,17 +194,24 @@ def write_split(split: tuple[Sequence[Clip], Sequence[Clip]], path: Path) -> Non
     os.replace(part, path)
 
 
-def check_new(out: Path) -> None:
+def check_new(out: Path, *, resume: bool) -> None:
     """Refuse to begin a run in a folder with files that it would take for an earlier run's, and replace:
-    ValueError names them."""
+    ValueError names them. So too, unless ``resume`` is false, where a finished run has lost its checkpoints.
+    """
     began = out / "config.yaml"
     try:
         old = yaml.safe_load(began.read_text()) if began.exists() else None
     except (OSError, ValueError, yaml.YAMLError):
         old = None
+    checkpoints = any((out / "checkpoints").glob("step_*.pt"))
     if isinstance(old, dict) and {"data", "steps", "out_dir"} <= old.keys():
+        if resume and not checkpoints and (out / "final").exists():
+            raise ValueError(
+                f"{out} holds a finished run (final) without its checkpoints, so it cannot go on: give "
+                "another out_dir, or resume=false to begin anew and replace it."
+            )
         return
-    if any((out / "checkpoints").glob("step_*.pt")):
+    if checkpoints:
         return
     taken = [name for name in ("config.yaml", "logs", "best", "final") if (out / name).exists()]
     if taken:

@@ -89,7 +89,7 @@ def train(
         check_resumed(config, out / "config.yaml")
         check_split(split, out / "clips.json")
     elif first_process:
-        check_new(out)
+        check_new(out, resume=config["resume"])
     out.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(config["seed"])
