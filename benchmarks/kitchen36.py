@@ -391,8 +391,9 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     least = {"seeds": 1, "trajectories": 1, "processes": 0, "max_steps": 0, "image_size": 1}
     for name, low in least.items():
         value = getattr(args, name)
-        if (least_of := min(value) if isinstance(value, list) else value) < low:
-            parser.error(f"--{name.replace('_', '-')} {least_of}: wanted {low} or more")
+        lowest = min(value) if isinstance(value, list) else value
+        if lowest < low:
+            parser.error(f"--{name.replace('_', '-')} {lowest}: wanted {low} or more")
     if args.planner == "cem" and min(args.trajectories) < CEM_ITERATIONS:
         parser.error(
             f"--planner cem: --trajectories {min(args.trajectories)} are spread on "
