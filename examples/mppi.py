@@ -4,19 +4,20 @@ r"""Plan to a goal image with MPPI on the real simulator, and draw what the plan
     python examples/mppi.py --task light_on --camera right_cam --start 0 --steps 100
     python examples/mppi.py --task ldoor_close --read-goal
     python examples/mppi.py --suite fetch --task fetch-push
+    python examples/mppi.py --suite adroit --task adroit-hammer --sigma 0.5
     python examples/mppi.py --suite metaworld --task door-close-v3 --frame-skip 2 \
         --camera corner4+corner4/no-robot
 
 At every step 32 noisy action sequences run ahead from the saved state of the simulator, each is scored
 by the embedding distance of its last frame to the goal, and their weighted mean gives the next
-action (VIP, arXiv 2210.00030, appendix E). It stops once the task has been solved for five actions. Any suite
-whose simulator saves its state will do. Several cameras, joined by +, are embedded each by itself, and
-their distances added in parts of what each was at the start; one whose name ends in "/no-robot" sees the
-scene, and the goal, without the robot. --beside-robot needs no such goal: it finds the robot in the goal
-image, by drawing it until it looks the same, and also compares frames without the robot to the rest.
---read-goal reads once what the goal image shows moved, how far, and where the robot touches it, by moving
-each thing in the simulator until the embedding is nearest; candidates are then judged by that, and none is
-drawn.
+action (VIP, arXiv 2210.00030, appendix E). It stops once the task has been solved for five actions. In the
+kitchen and Adroit it starts from state --start of a shipped demonstration, whose end is the goal; elsewhere
+from the reset of --seed. Several cameras, joined by +, are embedded each by itself, and their distances
+added in parts of what each was at the start; one whose name ends in "/no-robot" sees the scene, and the
+goal, without the robot. --beside-robot needs no such goal: it finds the robot in the goal image, drawing it
+until it looks the same, and also compares frames without the robot to the rest. --read-goal reads once what
+the goal image shows moved, how far, and where the robot touches it, by moving each thing in the simulator
+until the embedding is nearest; candidates are then judged by that, and none is drawn.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from tqdm import tqdm
 
 from torchrl_vip import FrozenEncoder, camera_weights, goal_distance, load_vip
 from torchrl_vip.data.video import write_video
-from torchrl_vip.envs import load_suite
+from torchrl_vip.envs import SUITES, load_suite
 from torchrl_vip.envs.simulator import WITHOUT_ROBOT, Simulator
 from torchrl_vip.planning import (
     MPPI,
@@ -57,12 +58,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add(
-        "--suite",
-        default="kitchen",
-        choices=("kitchen", "fetch", "metaworld"),
-        help="(%(default)s)",
-    )
+    add("--suite", default="kitchen", choices=SUITES, help="(%(default)s)")
     add("--task", default="sdoor_open", help="one of the suite's (%(default)s)")
     add("--camera", help="its name, or several joined by + (the suite's own)")
     add("--beside-robot", action="store_true", help="also compare what is beside the robot")
@@ -71,7 +67,7 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="read what moved in the goal image, and plan on that",
     )
-    add("--start", type=int, default=15, help="kitchen: state of a demonstration (%(default)s)")
+    add("--start", type=int, default=15, help="state of the demonstration, if any (%(default)s)")
     add("--steps", type=int, default=50, help="actions at most (%(default)s)")
     add("--trajectories", type=int, default=32, help="candidates a step (%(default)s)")
     add("--horizon", type=int, default=12, help="actions a candidate looks ahead (%(default)s)")
@@ -116,18 +112,22 @@ def main() -> None:
     sim = suite.SIMULATOR(args.task, **options)
 
     # -- the goal and the start ---------------------------------------------------------------------
-    goal = sim.solved_frame(args.seed, cameras=[shown, *cameras])
-    if goal is None:
-        sys.exit(f"error: the script does not solve {args.task} from seed {args.seed}: try another")
-    if args.suite == "kitchen":
+    views = [shown, *cameras]
+    if hasattr(suite, "demonstrations"):
         demonstrations = suite.demonstrations(args.task)
         demonstration = demonstrations[args.seed % len(demonstrations)]
         if args.start >= (steps := len(demonstration.actions)):
             sys.exit(
                 f"error: --start {args.start}: the demonstration solves the task in {steps} steps"
             )
+        goal = sim.last_look(demonstration, views)
         sim.repeat(demonstration, args.start)
     else:
+        goal = sim.solved_frame(args.seed, cameras=views)
+        if goal is None:
+            sys.exit(
+                f"error: the script does not solve {args.task} from seed {args.seed}: try another"
+            )
         sim.reset(args.seed)
     picture, goal = goal[0], goal[1:]
     robot = hidden = None

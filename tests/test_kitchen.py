@@ -10,10 +10,15 @@ pytest.importorskip("gymnasium_robotics", reason='pip install "torchrl-vip[robot
 from torchrl.envs.utils import check_env_specs  # noqa: E402
 
 from torchrl_vip.envs import kitchen, load_suite, meshes  # noqa: E402
-from torchrl_vip.envs.kitchen import CAMERAS, SHIPPED, TASKS, KitchenSim  # noqa: E402
+from torchrl_vip.envs.demonstrations import (  # noqa: E402
+    SHIPPED,
+    Demonstration,
+    read_demonstrations,
+)
+from torchrl_vip.envs.kitchen import CAMERAS, TASKS, KitchenSim  # noqa: E402
 from torchrl_vip.planning import Rollouts, demonstrate, last_frame, rollout  # noqa: E402
 
-SHIPPED_TASKS = sorted(path.stem for path in SHIPPED.glob("*.npz"))
+SHIPPED_TASKS = sorted(path.stem for path in (SHIPPED / "kitchen").glob("*.npz"))
 
 
 @pytest.fixture
@@ -93,7 +98,8 @@ def test_goals_are_seen_and_nothing_else_is_changed_by_a_replay(camera: str) -> 
     state, before = sim.get_state(), sim.render().copy()
     qpos = np.stack([sim.data.qpos, sim.data.qpos])
     qpos[1, 9:23] = sim._goal
-    frames, success, reward = sim.replay(qpos)
+    shown = Demonstration(qpos, np.zeros((1, 9)), 7, True, "success")
+    frames, success, reward = sim.replay(shown)
     np.testing.assert_array_equal(frames[0], before)
     assert success.tolist() == [False, True] and reward[1] > reward[0]
     assert np.abs(frames[1].astype(int) - before).mean() > 1
@@ -210,7 +216,7 @@ def test_a_door_is_slid_open_by_the_command(tmp_path) -> None:
     demonstrate.main(
         ["--out", str(tmp_path), "--tasks", "sdoor_open", "--episodes", "1", "--attempts", "2"]
     )
-    success, failure = kitchen.read_demonstrations(tmp_path / "sdoor_open.npz")
+    success, failure = read_demonstrations(tmp_path / "sdoor_open.npz")
     assert success.success and not failure.success
 
 

@@ -332,6 +332,8 @@ def test_candidates_are_ranked(tmp_path, monkeypatch, capsys) -> None:
         ("--beside-robot",),
         ("--read-goal", "--task", "ldoor_close"),
         ("--suite", "fetch", "--task", "fetch-push", "--camera", "front+front/no-robot"),
+        ("--suite", "adroit", "--task", "adroit-hammer"),
+        ("--suite", "dm_manipulation", "--task", "lift_brick_vision"),
     ],
 )
 def test_the_example_plans_and_draws(suite, tmp_path) -> None:

@@ -4,11 +4,12 @@
 with its own camera, colours, lights, textures and things that lie about. ``--split heldout``: N
 successes and N failures of each task, one scene (camera and colours) a task; a failure has exactly
 its success's number of frames, so that length tells nothing. Of Meta-World's 50 tasks, 10 are in the
-held-out split only; FrankaKitchen's clips are its shipped demonstrations. Writes DIR/<task>/<name>.mp4
-and DIR/manifest.json, a list of {file, suite, task, success, kind, group, seed, frames, size, stride,
-reward}, of scripted suites split, per_scene and distractors too; reward is the task's own, one a
-frame after the first. Every clip is a function of (--seed, task, number) and the options that its
-entry lists: a killed run continues where it stopped, and what was rendered otherwise is rendered anew.
+held-out split only; FrankaKitchen's and Adroit's clips are their shipped demonstrations. Writes
+DIR/<task>/<name>.mp4 and DIR/manifest.json, a list of {file, suite, task, success, kind, group, seed,
+frames, size, stride, reward}, of scripted suites split, per_scene and distractors too; reward is the
+task's own (Adroit's is that of its plans), one a frame after the first. Every clip is a function of
+(--seed, task, number) and the options that its entry lists: a killed run continues where it stopped, and
+what was rendered otherwise is rendered anew.
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ def render_pair(job: dict[str, Any]) -> list[Entry]:
 
 
 def render_stored(args: argparse.Namespace, entries: dict[str, Entry]) -> None:
-    """The kitchen's shipped demonstrations from each of its cameras, as they are missing in ``entries``."""
+    """A suite's shipped demonstrations from each of its cameras, as they are missing in ``entries``."""
     suite, (stride,) = load_suite(args.suite), args.stride
     views = [
         (task, camera) for task in args.tasks or suite.list_tasks() for camera in suite.CAMERAS
@@ -201,7 +202,7 @@ def render_stored(args: argparse.Namespace, entries: dict[str, Entry]) -> None:
         sim = suite.SIMULATOR(task, camera=camera, image_size=args.size)
         (args.out / task / camera).mkdir(parents=True, exist_ok=True)
         for file, demonstration in wanted.items():
-            played = sim.replay(demonstration.qpos[::stride])
+            played = sim.replay(demonstration, stride)
             write_video(args.out / file, played.frames, gop_size=GOP)
             entries[file] = {
                 "file": file, "suite": args.suite, "task": task, "group": f"{task}/{camera}",
@@ -236,7 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--tasks", nargs="+", help="only these tasks (default: all of the split)")
     parser.add_argument(
-        "--episodes", type=int, default=10, help="successes a task; the kitchen has what is shipped"
+        "--episodes", type=int, default=10, help="successes a task (stored ones: all)"
     )
     parser.add_argument(
         "--per-scene", type=int, default=1,

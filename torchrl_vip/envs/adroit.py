@@ -3,9 +3,9 @@
 Shapes, with A actions: pixels uint8 [H, W, 3]; state float32 [A] = the angles of hand and arm (rad;
 positions in m); full_state float32 [F] = the environment's own observation; action float32 [A] in
 [-1, 1] = wanted joint positions over their range. (A, F) is (28, 39) for the door, (26, 46) for the
-hammer, (24, 45) for the pen, (30, 39) for relocate. There are no scripted policies: a
-goal image shows the door open, the nail in, the pen turned, or ball and hand at the target. Needs
-``pip install "torchrl-vip[robotics]"``.
+hammer, (24, 45) for the pen, (30, 39) for relocate. There are no scripted policies: demonstrations are
+planned and shipped, and a goal image shows the door open, the nail in, the pen turned, or ball and hand
+at the target. Needs ``pip install "torchrl-vip[robotics]"``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from torchrl_vip.envs import environment
-from torchrl_vip.envs.simulator import Randomization, Simulator, mujoco
+from torchrl_vip.envs.demonstrations import Demonstration, PlannedSim, shipped
+from torchrl_vip.envs.simulator import Randomization, mujoco
 
 # task: actions, full_state, and looks (90 looks along the forearm, 270 at the finger tips)
 TASKS: dict[str, tuple[int, int, Randomization]] = {
@@ -34,7 +35,10 @@ TASKS: dict[str, tuple[int, int, Randomization]] = {
     ),
 }  # fmt: skip
 
-SCRIPTED_TASKS: tuple[str, ...] = ()
+SCRIPTED_TASKS: tuple[str, ...] = ()  # demonstrations are planned and shipped instead
+
+CAMERAS = ("front", "fixed", "vil_camera")  # that every task has
+
 _FRONT = {
     "adroit-door": ((0.05, 0.05, 0.22), 90.0, -40.0, 1.25),
     "adroit-hammer": ((0.0, -0.15, 0.12), 45.0, -40.0, 0.95),
@@ -59,7 +63,7 @@ def _environment(task: str) -> Any:
     return getattr(module, f"AdroitHand{name.capitalize()}Env")(reward_type="dense")
 
 
-class AdroitSim(Simulator):
+class AdroitSim(PlannedSim):
     """One Adroit task; the reward is its dense one, success its own."""
 
     ROBOT = "forearm"
@@ -89,9 +93,11 @@ class AdroitSim(Simulator):
         super().__init__(task, camera=camera, image_size=image_size, render=render)
         self.env = _environment(task)
         self.bind(self.env.model, self.env.data)
+        self.reset(0)
 
     def reset(self, seed: int) -> np.ndarray:
-        return self._read(self.env.reset(seed=int(seed))[0])
+        self.seed = int(seed)
+        return self._read(self.env.reset(seed=self.seed)[0])
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
         observation, reward, _, _, info = self.env.step(np.asarray(action, np.float64))
@@ -103,6 +109,72 @@ class AdroitSim(Simulator):
 
     def state(self) -> np.ndarray:
         return self.data.qpos[: self.STATE_SIZE].astype(np.float32)
+
+    def get_state(self) -> np.ndarray:
+        return np.concatenate([[self.seed], self.full_state, self._get_physics()])
+
+    def set_state(self, state: np.ndarray) -> np.ndarray:
+        if int(state[0]) != self.seed:  # what a reset draws is in the model
+            self.reset(int(state[0]))
+        self.full_state = state[1 : 1 + self.FULL_STATE_SIZE].astype(np.float32)
+        self._settle_physics(state[1 + self.FULL_STATE_SIZE :])
+        return self.full_state
+
+    def start_of(self, seed: int) -> int:
+        return seed // 1000  # a start has its own target: one of another would be no goal
+
+    def pose(self, qpos: np.ndarray) -> np.ndarray:
+        self.data.qpos[:], self.data.qvel[:] = qpos, 0.0
+        mujoco.mj_forward(self.model, self.data)
+        return self._read(self.env._get_obs())
+
+    def reward(self) -> float:
+        """The environment's own, which :meth:`step` returns, pays the hand for staying away from what it is
+        to take (https://github.com/Farama-Foundation/Gymnasium-Robotics/pull/220). In this one the hand's
+        distance to it (m) costs, and what is to come is paid bit by bit: latch and door, hammer off the
+        table, its head at the nail and the nail in, ball off the table and at the target."""
+        env, data, at = self.env, self.data, self.data.site_xpos
+        if self.task == "adroit-pen":
+            off, along = self._pen_error()
+            return along - 5.0 * off - 5.0 * (data.xpos[env.obj_body_id][2] < 0.075)  # dropped
+        if self.task == "adroit-door":
+            hinge, latch = (data.joint(name).qpos[0] for name in ("door_hinge", "latch"))
+            to_handle = np.linalg.norm(at[env.grasp_site_id] - at[env.handle_site_id])
+            return float(3.0 * min(hinge, 1.45) + 0.5 * min(abs(latch) / 1.8, 1.0) - to_handle)
+        thing = data.xpos[env.obj_body_id]
+        to_thing = np.linalg.norm(at[env.S_grasp_site_id] - thing)
+        if self.task == "adroit-hammer":
+            head, nail = at[env.tool_site_id], at[env.target_obj_site_id]
+            lifted = 0.5 * (min(thing[2], head[2]) > 0.04)
+            return float(lifted - to_thing - np.linalg.norm(head - nail) - 10.0 * self._nail_left())
+        to_target = np.linalg.norm(thing - at[env.target_obj_site_id])
+        return float(5.0 * min(thing[2], 0.08) - 2.0 * to_thing - 2.0 * to_target)
+
+    def success(self) -> bool:
+        """As the environment has it."""
+        env, data = self.env, self.data
+        if self.task == "adroit-door":
+            return bool(data.joint("door_hinge").qpos[0] >= 1.35)
+        if self.task == "adroit-hammer":
+            return bool(self._nail_left() < 0.01)
+        if self.task == "adroit-pen":
+            off, along = self._pen_error()
+            return bool(off < 0.075 and along > 0.95)
+        way = data.xpos[env.obj_body_id] - data.site_xpos[env.target_obj_site_id]
+        return bool(np.linalg.norm(way) < 0.1)
+
+    def _nail_left(self) -> float:
+        """How far the nail is to go (m)."""
+        at, env = self.data.site_xpos, self.env
+        return float(np.linalg.norm(at[env.target_obj_site_id] - at[env.goal_site_id]))
+
+    def _pen_error(self) -> tuple[float, float]:
+        """How far the pen is from where it is held (m), and the cosine between it and its target."""
+        env, at = self.env, self.data.site_xpos
+        ends = (env.obj_t_site_id, env.obj_b_site_id), (env.tar_t_site_id, env.tar_b_site_id)
+        pen, target = ((way := at[top] - at[bottom]) / np.linalg.norm(way) for top, bottom in ends)
+        off = np.linalg.norm(self.data.xpos[env.obj_body_id] - at[env.eps_ball_site_id])
+        return float(off), float(pen @ target)
 
     def put_solved(self) -> None:
         env, data = self.env, self.data
@@ -151,6 +223,18 @@ class AdroitSim(Simulator):
 
     def still(self, action: np.ndarray) -> np.ndarray:
         return np.array(action)  # actions are positions: the same one stands still
+
+
+def demonstrations(task: str, *, success: bool | None = True) -> list[Demonstration]:
+    """The shipped episodes of a task: the successes, the failures (False) or all (None).
+
+    They were planned on the true state; see ``torchrl_vip.planning.demonstrate``. All of a task start
+    from the same reset, that of seed 0.
+
+    Raises:
+        ValueError: an unknown task.
+    """
+    return shipped("adroit", list_tasks(), task, success)
 
 
 SIMULATOR = AdroitSim

@@ -107,7 +107,8 @@ class ManipulationSim(Simulator):
             self._target = model.site(task._target.full_identifier).id
 
     def reset(self, seed: int) -> np.ndarray:
-        self.env.random_state.seed(int(seed))
+        self.seed = int(seed)
+        self.env.random_state.seed(self.seed)
         # dm_control moves the goal's bricks on from where they are and relies on a fresh compilation
         hints = () if self.model is None else getattr(self.env.task, "_goal_hint_bricks", ())
         for brick in hints:
@@ -133,6 +134,17 @@ class ManipulationSim(Simulator):
         else:
             success = reward >= (LIFTED if self.kind == "lift" else 0.95)
         return state, reward, bool(success)
+
+    def get_state(self) -> np.ndarray:
+        return np.concatenate([[self.seed], self._get_physics()])
+
+    def set_state(self, state: np.ndarray) -> np.ndarray:
+        if (
+            int(state[0]) != self.seed
+        ):  # what a reset draws is in the model, which it may compile anew
+            self.reset(int(state[0]))
+        self._settle_physics(state[1:])
+        return self._read()
 
     def _read(self) -> np.ndarray:
         data, poses = self.data, np.zeros((5, 7))

@@ -139,10 +139,7 @@ class FetchSim(Simulator):
         return np.concatenate([self._get_physics(), self.env.goal])
 
     def set_state(self, state: np.ndarray) -> np.ndarray:
-        self._set_physics(state[:-3])
-        mujoco.mj_forward(self.model, self.data)
-        # forward overwrites the solver's warm start, which the next step begins with
-        self._set_physics(state[:-3])
+        self._settle_physics(state[:-3])
         self.env.goal = state[-3:].copy()
         self.env._render_callback()
         self._set_physics(state[:-3])

@@ -9,19 +9,13 @@ observation noise. Needs ``pip install "torchrl-vip[robotics]"``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from torchrl_vip.envs import environment
-from torchrl_vip.envs.simulator import (
-    WITHOUT_ROBOT,
-    Episode,
-    Randomization,
-    Simulator,
-    mujoco,
-)
+from torchrl_vip.envs.demonstrations import Demonstration, PlannedSim, shipped
+from torchrl_vip.envs.simulator import WITHOUT_ROBOT, Randomization, mujoco
 
 
 class Task(NamedTuple):
@@ -77,7 +71,7 @@ def _environment() -> Any:
     return KitchenEnv(object_noise_ratio=0.0, robot_noise_ratio=0.0)
 
 
-class KitchenSim(Simulator):
+class KitchenSim(PlannedSim):
     """One FrankaKitchen task. The reward is -5 |joint error| / range - distance (m) of the hand to
     the handle; success is the task's joint within 0.15 of its range of the target and every other
     object's within 0.15 of its range of where it started (the kettle: 0.15 m)."""
@@ -198,11 +192,9 @@ class KitchenSim(Simulator):
         return self.data.site(self.rule.site).xpos.copy()
 
     def reward(self) -> float:
-        """The dense reward of the current state."""
         return -5.0 * self.joint_error() - float(np.linalg.norm(self.hand() - self.handle()))
 
     def success(self) -> bool:
-        """Whether the task is solved and nothing else is disturbed."""
         return bool((self.joint_errors() < TOLERANCE).all())
 
     def get_state(self) -> np.ndarray:
@@ -215,20 +207,8 @@ class KitchenSim(Simulator):
         return self._read()
 
     def pose(self, qpos: np.ndarray) -> np.ndarray:
-        """Puts everything at stored positions [30], to be looked at; returns full_state."""
         self.data.qpos[:] = qpos
         return self._read()
-
-    def replay(self, qpos: np.ndarray) -> Episode:
-        """Frames, success and reward of stored positions [T, 30]; the state is as before."""
-        state, frames, success, reward = self.get_state(), [], [], []
-        for position in qpos:
-            self.pose(position)
-            frames.append(self.render().copy())
-            success.append(self.success())
-            reward.append(self.reward())
-        self.set_state(state)
-        return Episode(np.stack(frames), np.array(success), np.array(reward, np.float32))
 
     def solved_frame(
         self, seed: int, attempt: int = 0, cameras: Sequence[str] | None = None
@@ -238,81 +218,14 @@ class KitchenSim(Simulator):
         Raises:
             FileNotFoundError: none are shipped for this task.
         """
-        solved, state = demonstrations(self.task), self.get_state()
-        self.pose(solved[seed % len(solved)].qpos[-1])
-        frame = self.look(cameras)
-        self.set_state(state)
-        return frame
-
-    def repeat(self, demonstration: Demonstration, steps: int | None = None) -> np.ndarray:
-        """Resets and repeats the first ``steps`` actions (None: all); returns full_state.
-
-        The paper's easy setting starts from step 20 of a demonstration.
-        """
-        self.reset(demonstration.seed)
-        for action in demonstration.actions[:steps]:
-            self.step(action)
-        return self.full_state
+        solved = demonstrations(self.task)
+        return self.last_look(solved[seed % len(solved)], cameras)
 
 
 def _unit(
     position: tuple[float, ...], quaternion: tuple[float, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     return np.array(position), np.array(quaternion) / np.linalg.norm(quaternion)
-
-
-# --- demonstrations -------------------------------------------------------------------------------
-
-
-class Demonstration(NamedTuple):
-    """One planned episode of T steps, or one that fails.
-
-    Attributes:
-        qpos: float32 ``[T + 1, 30]``, from the reset on.
-        actions: float32 ``[T, 9]``.
-        seed: of the reset.
-        success: whether the last state is solved.
-        kind: ``"success"``, or how it fails.
-    """
-
-    qpos: np.ndarray
-    actions: np.ndarray
-    seed: int
-    success: bool
-    kind: str
-
-
-SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "kitchen"
-
-
-def write_demonstrations(path: Path, demonstrations: list[Demonstration]) -> None:
-    """Writes one task's episodes as .npz, in one atomic step."""
-    part = path.with_name(f".{path.stem}.part.npz")
-    np.savez_compressed(
-        part,
-        qpos=np.concatenate([d.qpos for d in demonstrations]).astype(np.float32),
-        actions=np.concatenate([d.actions for d in demonstrations]).astype(np.float32),
-        steps=np.array([len(d.actions) for d in demonstrations]),
-        seed=np.array([d.seed for d in demonstrations]),
-        success=np.array([d.success for d in demonstrations]),
-        kind=np.array([d.kind for d in demonstrations]),
-    )
-    part.replace(path)
-
-
-def read_demonstrations(path: Path) -> list[Demonstration]:
-    """The episodes of a file by :func:`write_demonstrations`."""
-    with np.load(path) as stored:
-        steps = stored["steps"]
-        return [
-            Demonstration(qpos, actions, int(seed), bool(success), str(kind))
-            for qpos, actions, seed, success, kind in zip(
-                np.split(stored["qpos"], np.cumsum(steps + 1)[:-1]),
-                np.split(stored["actions"], np.cumsum(steps)[:-1]),
-                *(stored[name] for name in ("seed", "success", "kind")),
-                strict=True,
-            )
-        ]
 
 
 def demonstrations(task: str, *, success: bool | None = True) -> list[Demonstration]:
@@ -324,12 +237,7 @@ def demonstrations(task: str, *, success: bool | None = True) -> list[Demonstrat
         ValueError: an unknown task.
         FileNotFoundError: none are shipped for it.
     """
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; choose from {list_tasks()}")
-    path = SHIPPED / f"{task}.npz"
-    if not path.exists():
-        raise FileNotFoundError(f"no demonstrations of {task!r} are shipped: no planner solved it")
-    return [d for d in read_demonstrations(path) if success is None or d.success == success]
+    return shipped("kitchen", list_tasks(), task, success)
 
 
 SIMULATOR = KitchenSim

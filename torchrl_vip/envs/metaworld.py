@@ -113,10 +113,7 @@ class MetaWorldSim(Simulator):
         if hasattr(self.env, "_target_to_obj_init"):
             self.env._target_to_obj_init = None if np.isnan(state[1]) else float(state[1])
         self.env._prev_obs, self.full_state = state[2:20].copy(), state[20:59].astype(np.float32)
-        self._set_physics(state[59:])
-        mujoco.mj_forward(self.model, self.data)
-        # forward overwrites the solver's warm start, which the next step begins with
-        self._set_physics(state[59:])
+        self._settle_physics(state[59:])
         return self.full_state
 
     def state(self) -> np.ndarray:

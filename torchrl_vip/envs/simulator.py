@@ -184,18 +184,14 @@ class Simulator(ABC):
     def state(self) -> np.ndarray:
         """Proprioception, float32 ``[STATE_SIZE]``."""
 
+    @abstractmethod
     def get_state(self) -> np.ndarray:
         """All that the next steps depend on, float64: what :meth:`set_state` of any simulator of this
-        task goes on from exactly.
+        task goes on from exactly."""
 
-        Raises:
-            NotImplementedError: the suite keeps part of it outside of MuJoCo's state.
-        """
-        raise NotImplementedError(f"{type(self).__name__} cannot save its state")
-
+    @abstractmethod
     def set_state(self, state: np.ndarray) -> np.ndarray:
         """Continues exactly where :meth:`get_state` was called; returns full_state."""
-        raise NotImplementedError(f"{type(self).__name__} cannot restore a state")
 
     def _get_physics(self) -> np.ndarray:
         state = np.empty(mujoco.mj_stateSize(self.model, _STATE))
@@ -204,6 +200,13 @@ class Simulator(ABC):
 
     def _set_physics(self, state: np.ndarray) -> None:
         mujoco.mj_setState(self.model, self.data, state, _STATE)
+
+    def _settle_physics(self, state: np.ndarray) -> None:
+        """And all that follows from it: where things are drawn, contacts."""
+        self._set_physics(state)
+        mujoco.mj_forward(self.model, self.data)
+        # forward overwrites the solver's warm start, which the next step begins with
+        self._set_physics(state)
 
     def script(self) -> Act:
         """A fresh scripted policy that solves the task.

@@ -1,12 +1,12 @@
-"""Plans the kitchen's demonstrations: ``python -m torchrl_vip.planning.demonstrate --out DIR``.
+"""Plans demonstrations: ``python -m torchrl_vip.planning.demonstrate --suite kitchen --out DIR``.
 
-Each episode starts from the reset pose of its own seed and is planned on the true state, step by
-step; it is a success if its last states are solved. The first success is planned from nothing and
-guides the later ones, which so search less and move alike. A failure has its success's number of
-steps, so that length tells nothing: an episode whose plan did not get there, a success's actions from
-another start up to some point and standing still from then on, or smooth random motion. Writes
-DIR/<task>.npz (:func:`torchrl_vip.envs.kitchen.read_demonstrations`) after every episode: a killed
-run continues where it stopped.
+Each episode is planned on the true state, step by step; it is a success if its last states are solved. In the
+kitchen it starts from the reset pose of its own seed, and the first success, planned from nothing, guides the
+later ones, which so search less and move alike; Adroit's all start from the reset of --seed. A failure
+has its success's number of steps, so that length tells nothing: an episode whose plan did not get there, a
+success's actions (in the kitchen from another start) up to some point and standing still from then on, or
+smooth random motion. Writes DIR/<task>.npz (:func:`torchrl_vip.envs.demonstrations.read_demonstrations`)
+after every episode: a killed run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -19,41 +19,57 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from torchrl_vip.envs.kitchen import (
+from torchrl_vip.envs import load_suite
+from torchrl_vip.envs.demonstrations import (
     Demonstration,
-    KitchenSim,
-    list_tasks,
+    PlannedSim,
     read_demonstrations,
     write_demonstrations,
 )
+from torchrl_vip.envs.kitchen import KitchenSim
 from torchrl_vip.envs.simulator import mujoco
 from torchrl_vip.planning.mppi import MPPI, Planner, filtered_noise
 from torchrl_vip.planning.rollout import Rollouts
 
-SETTLE = 5  # steps that a solved state must last
+SETTLE = 5  # steps that are kept of a solved state
 FINGERS = slice(7, 9)
 
 
 class Recipe(NamedTuple):
-    """How one task is planned."""
+    """How one task is planned. As the VIP paper plans unless given."""
 
     grasp: float | None = None  # m to the handle at which the fingers close; None plans them too
     horizon: int = 12
     trajectories: int = 32
     sigma: float = 1.0
     steps: int = 100
+    kappa: float = 5.0
+    beta: tuple[float, float, float] = (0.25, 0.8, 0.0)
+    every_step: bool = False  # a candidate is worth the sum of its steps' rewards, not the last one
+    guided: bool = True  # later episodes are, by the first success
+    lasting: int = SETTLE  # steps that a solved state must last
 
 
-RECIPES: dict[str, Recipe] = {"micro_open": Recipe(grasp=0.03)}
+# a step is 10 ms here and 80 in the kitchen: a ball that flies past its target would do
+_HAND = Recipe(horizon=16, sigma=0.5, every_step=True, guided=False, lasting=25)
+RECIPES: dict[str, Recipe] = {
+    "micro_open": Recipe(grasp=0.03),
+    "adroit-door": _HAND,
+    "adroit-hammer": _HAND,
+    "adroit-relocate": _HAND,
+    "adroit-pen": _HAND._replace(
+        horizon=24, trajectories=64, sigma=0.4, kappa=15.0, beta=(0.6, 0.8, 0.0)
+    ),
+}
 """Tasks that the paper's settings do not solve."""
 
 
-def state_reward(sim: KitchenSim, _: float) -> float:
+def state_reward(sim: PlannedSim, _: float) -> float:
     """The true reward of the state, which :class:`PlanningSim` leaves out of its steps."""
     return sim.reward()
 
 
-def grip(sim: KitchenSim, action: np.ndarray, recipe: Recipe) -> np.ndarray:
+def grip(sim: PlannedSim, action: np.ndarray, recipe: Recipe) -> np.ndarray:
     """The action with its fingers set by ``recipe.grasp``: noise never holds them long enough."""
     if recipe.grasp is None:
         return action
@@ -80,19 +96,28 @@ class PlanningSim(KitchenSim):
         return self.full_state, 0.0, False
 
 
-def make_planner(recipe: Recipe, guided: bool = False) -> Planner:
-    """MPPI with the paper's filter and temperature; near a guide a quarter of the search will do."""
+def planning_sim(suite: str, task: str, recipe: Recipe) -> PlannedSim:
+    """What candidates are tried on."""
+    if suite == "kitchen":
+        return PlanningSim(task, recipe)
+    return load_suite(suite).SIMULATOR(task, image_size=32)
+
+
+def make_planner(action_size: int, recipe: Recipe, guided: bool = False) -> Planner:
+    """MPPI; near a guide a quarter of the search will do."""
     share = 4 if guided else 1
     return MPPI(
-        9,
+        action_size,
         horizon=recipe.horizon,
         trajectories=recipe.trajectories // share,
         sigma=recipe.sigma / share,
+        kappa=recipe.kappa,
+        beta=recipe.beta,
     )
 
 
 def plan_episode(
-    sim: KitchenSim,
+    sim: PlannedSim,
     rollouts: Rollouts,
     planner: Planner,
     recipe: Recipe,
@@ -100,38 +125,46 @@ def plan_episode(
     guide: np.ndarray | None = None,
     progress: Any = None,
 ) -> Demonstration:
-    """One planned episode, until it has been solved for SETTLE steps or after ``recipe.steps``.
+    """One planned episode, of at most ``recipe.steps`` and ``recipe.lasting``; a success ends SETTLE steps
+    after it is solved to last.
 
-    The actions of ``guide`` [T, 9] are where each step of the plan is first looked for.
+    The actions of ``guide`` [T, A] are where each step of the plan is first looked for.
     """
-    sim.reset(seed)
+    sim.reset(sim.start_of(seed))
     planner.reset(seed)
-    horizon = len(planner.mean)
-    guide = np.zeros((0, 9)) if guide is None else guide
-    guide = np.concatenate([guide, np.zeros((recipe.steps + horizon, 9))])
-    planner.mean = guide[:horizon]
+    horizon = recipe.horizon
+    if guide is not None:
+        rest = np.zeros((recipe.steps + recipe.lasting + horizon, sim.ACTION_SIZE))
+        guide = np.concatenate([guide, rest])
+        planner.mean = guide[:horizon]
+
+    def evaluate(state: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        rewards = rollouts(state, actions)
+        return rewards.sum(1) if recipe.every_step else rewards
+
     qpos, actions, lasted = [sim.data.qpos.copy()], [], 0
-    for t in range(recipe.steps):
+    for t in range(recipe.steps + recipe.lasting - SETTLE):
         state = sim.get_state()
-        action = grip(sim, planner.plan(partial(rollouts, state)), recipe).astype(np.float32)
-        planner.mean[-1] = guide[t + horizon]
+        action = grip(sim, planner.plan(partial(evaluate, state)), recipe).astype(np.float32)
+        last = sim.still(planner.mean[-2]) if guide is None else guide[t + horizon]
+        planner.mean[-1] = last
         _, _, solved = sim.step(action)
         qpos.append(sim.data.qpos.copy())
         actions.append(action)
         lasted = lasted + 1 if solved else 0
         if progress is not None:
-            progress.set_postfix(
-                task=sim.task, seed=seed, step=t + 1, error=f"{sim.joint_error():.2f}"
-            )
-        if lasted > SETTLE:
+            progress.set_postfix(task=sim.task, seed=seed, step=t + 1, reward=f"{sim.reward():.2f}")
+        if lasted > recipe.lasting:
             break
-    solved = lasted > SETTLE
+    solved, more = lasted > recipe.lasting, recipe.lasting - SETTLE
+    if more:
+        qpos, actions = qpos[:-more], actions[:-more]
     return _demonstration(qpos, actions, seed, solved, "success" if solved else "unsolved")
 
 
-def run_actions(sim: KitchenSim, actions: np.ndarray, seed: int) -> tuple[list[np.ndarray], bool]:
+def run_actions(sim: PlannedSim, actions: np.ndarray, seed: int) -> tuple[list[np.ndarray], bool]:
     """Positions from the reset on, and whether any of them was solved."""
-    sim.reset(seed)
+    sim.reset(sim.start_of(seed))
     qpos, solved = [sim.data.qpos.copy()], False
     for action in actions:
         solved |= sim.step(action)[2]
@@ -139,9 +172,15 @@ def run_actions(sim: KitchenSim, actions: np.ndarray, seed: int) -> tuple[list[n
     return qpos, solved
 
 
-def fail(sim: KitchenSim, success: Demonstration, kind: str, seed: int) -> Demonstration:
+def fail(
+    sim: PlannedSim,
+    success: Demonstration,
+    kind: str,
+    seed: int,
+    recipe: Recipe = Recipe(),  # noqa: B008
+) -> Demonstration:
     """An episode as long as ``success`` that is at no step solved: it ``"stops"`` or is
-    ``"random"``.
+    ``"random"``, by three times the noise of its task's plans.
 
     Raises:
         RuntimeError: 20 draws solved the task.
@@ -150,11 +189,11 @@ def fail(sim: KitchenSim, success: Demonstration, kind: str, seed: int) -> Demon
     for attempt in range(20):
         rng = np.random.default_rng((seed, attempt))
         if kind == "stops":
-            actions = success.actions.copy()
-            actions[int(steps * rng.uniform(0.2, 0.6)) :] = 0.0
+            actions, stop = success.actions.copy(), max(1, int(steps * rng.uniform(0.2, 0.6)))
+            actions[stop:] = sim.still(actions[stop - 1])
         else:
-            noise = 3.0 * filtered_noise(rng, (1, steps, 9), (0.15, 0.9, 0.0))[0]
-            actions = np.clip(noise, -1, 1).astype(np.float32)
+            noise = filtered_noise(rng, (1, steps, sim.ACTION_SIZE), (0.15, 0.9, 0.0))[0]
+            actions = np.clip(3.0 * recipe.sigma * noise, -1, 1).astype(np.float32)
         qpos, solved = run_actions(sim, actions, seed)
         if not solved:
             return _demonstration(qpos, actions, seed, False, kind)
@@ -171,6 +210,7 @@ def demonstrate(
     task: str,
     path: Path,
     *,
+    suite: str = "kitchen",
     episodes: int,
     attempts: int,
     seed: int = 0,
@@ -189,15 +229,16 @@ def demonstrate(
     if len(solved) >= episodes and len(stored) - len(solved) >= episodes:
         return stored
     recipe = RECIPES.get(task, Recipe())
-    sim = KitchenSim(task, image_size=32)
+    sim = load_suite(suite).SIMULATOR(task, image_size=32)
     numbers = [d.seed - 1000 * seed for d in planned]  # of others where --seed was another
     number = 1 + max((n for n in numbers if 0 <= n < 500), default=-1)
     if len(solved) < episodes and number < attempts:
-        make_sim = partial(PlanningSim, task, recipe)
-        with Rollouts(make_sim, state_reward, processes=processes) as rollouts:
+        make_sim = partial(planning_sim, suite, task, recipe)
+        last = recipe.horizon if recipe.every_step else 1
+        with Rollouts(make_sim, state_reward, last=last, processes=processes) as rollouts:
             while len(solved) < episodes and number < attempts:
-                guide = solved[0].actions if solved else None
-                planner = make_planner(recipe, guide is not None)
+                guide = solved[0].actions if solved and recipe.guided else None
+                planner = make_planner(sim.ACTION_SIZE, recipe, guide is not None)
                 episode = plan_episode(
                     sim, rollouts, planner, recipe, 1000 * seed + number, guide, progress
                 )
@@ -216,7 +257,7 @@ def demonstrate(
             failures[i] = long._replace(qpos=long.qpos[: steps + 1], actions=long.actions[:steps])
         else:
             kind = ("stops", "random")[i % 2]
-            failures.append(fail(sim, success, kind, 1000 * seed + 500 + i))
+            failures.append(fail(sim, success, kind, 1000 * seed + 500 + i, recipe))
     sim.close()
     write_demonstrations(path, solved + failures)
     return solved + failures
@@ -228,21 +269,24 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the files")
+    parser.add_argument("--suite", choices=("kitchen", "adroit"), default="kitchen")
     parser.add_argument("--tasks", nargs="+", help="only these (default: all)")
     parser.add_argument("--episodes", type=int, default=3, help="successes a task")
     parser.add_argument("--attempts", type=int, help="at most (default: 2 an episode)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=0, help="rollout workers; 0: none")
     args = parser.parse_args(arguments)
-    tasks = args.tasks or list_tasks()
-    if unknown := set(tasks) - set(list_tasks()):
-        parser.error(f"unknown tasks {sorted(unknown)}; choose from {list_tasks()}")
+    known = load_suite(args.suite).list_tasks()
+    tasks = args.tasks or known
+    if unknown := set(tasks) - set(known):
+        parser.error(f"unknown tasks {sorted(unknown)}; choose from {known}")
     args.out.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(tasks) * args.episodes, unit="success") as progress:
         for task in tasks:
             episodes = demonstrate(
                 task,
                 args.out / f"{task}.npz",
+                suite=args.suite,
                 episodes=args.episodes,
                 attempts=args.attempts or 2 * args.episodes,
                 seed=args.seed,

@@ -1,0 +1,136 @@
+"""Planned episodes as they are stored and shipped, and simulators that show them again.
+
+:mod:`torchrl_vip.planning.demonstrate` plans them on the true state.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from torchrl_vip.envs.simulator import Episode, Simulator
+
+SHIPPED = Path(__file__).resolve().parents[1] / "assets"
+"""SHIPPED/<suite>/<task>.npz."""
+
+
+class Demonstration(NamedTuple):
+    """One planned episode of T steps, or one that fails.
+
+    Attributes:
+        qpos: float32 ``[T + 1, Q]``, MuJoCo's positions from the reset on.
+        actions: float32 ``[T, A]``.
+        seed: tells it from others of its task; where it starts is :meth:`PlannedSim.start_of`.
+        success: whether the last state is solved.
+        kind: ``"success"``, or how it fails.
+    """
+
+    qpos: np.ndarray
+    actions: np.ndarray
+    seed: int
+    success: bool
+    kind: str
+
+
+def write_demonstrations(path: Path, demonstrations: list[Demonstration]) -> None:
+    """Writes one task's episodes as .npz, in one atomic step."""
+    part = path.with_name(f".{path.stem}.part.npz")
+    np.savez_compressed(
+        part,
+        qpos=np.concatenate([d.qpos for d in demonstrations]).astype(np.float32),
+        actions=np.concatenate([d.actions for d in demonstrations]).astype(np.float32),
+        steps=np.array([len(d.actions) for d in demonstrations]),
+        seed=np.array([d.seed for d in demonstrations]),
+        success=np.array([d.success for d in demonstrations]),
+        kind=np.array([d.kind for d in demonstrations]),
+    )
+    part.replace(path)
+
+
+def read_demonstrations(path: Path) -> list[Demonstration]:
+    """The episodes of a file by :func:`write_demonstrations`."""
+    with np.load(path) as stored:
+        steps = stored["steps"]
+        return [
+            Demonstration(qpos, actions, int(seed), bool(success), str(kind))
+            for qpos, actions, seed, success, kind in zip(
+                np.split(stored["qpos"], np.cumsum(steps + 1)[:-1]),
+                np.split(stored["actions"], np.cumsum(steps)[:-1]),
+                *(stored[name] for name in ("seed", "success", "kind")),
+                strict=True,
+            )
+        ]
+
+
+def shipped(
+    suite: str, tasks: Sequence[str], task: str, success: bool | None
+) -> list[Demonstration]:
+    """The shipped episodes of a task: the successes, the failures (False) or all (None).
+
+    Raises:
+        ValueError: ``task`` is not one of ``tasks``.
+        FileNotFoundError: none are shipped for it.
+    """
+    if task not in tasks:
+        raise ValueError(f"unknown task {task!r}; choose from {list(tasks)}")
+    path = SHIPPED / suite / f"{task}.npz"
+    if not path.exists():
+        raise FileNotFoundError(f"no demonstrations of {task!r} are shipped: no planner solved it")
+    return [d for d in read_demonstrations(path) if success is None or d.success == success]
+
+
+class PlannedSim(Simulator):
+    """A simulator whose demonstrations are planned, stored and shown again."""
+
+    @abstractmethod
+    def reward(self) -> float:
+        """A dense reward of the current state, which plans are made by and clips are labelled with."""
+
+    @abstractmethod
+    def success(self) -> bool:
+        """Whether the current state is solved."""
+
+    @abstractmethod
+    def pose(self, qpos: np.ndarray) -> np.ndarray:
+        """Puts everything at stored positions [Q], to be looked at; returns full_state."""
+
+    def start_of(self, seed: int) -> int:
+        """The seed of the reset from which the demonstration of this seed starts."""
+        return seed
+
+    def repeat(self, demonstration: Demonstration, steps: int | None = None) -> np.ndarray:
+        """Resets and repeats the first ``steps`` actions (None: all); returns full_state.
+
+        The paper's easy setting starts from step 20 of a demonstration.
+        """
+        self.reset(self.start_of(demonstration.seed))
+        for action in demonstration.actions[:steps]:
+            self.step(action)
+        return self.full_state
+
+    def replay(self, demonstration: Demonstration, stride: int = 1) -> Episode:
+        """Frame, success and reward of every ``stride``-th stored position; the state is as before."""
+        state, frames, success, reward = self.get_state(), [], [], []
+        self.reset(self.start_of(demonstration.seed))
+        for position in demonstration.qpos[::stride]:
+            self.pose(position)
+            frames.append(self.render().copy())
+            success.append(self.success())
+            reward.append(self.reward())
+        self.set_state(state)
+        return Episode(np.stack(frames), np.array(success), np.array(reward, np.float32))
+
+    def last_look(
+        self, demonstration: Demonstration, cameras: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """The end of a demonstration, as ``look`` sees it; the state is as before."""
+        state = self.get_state()
+        self.reset(self.start_of(demonstration.seed))
+        self.pose(demonstration.qpos[-1])
+        frame = self.look(cameras)
+        self.set_state(state)
+        return frame
