@@ -41,6 +41,7 @@ from tqdm import tqdm
 from torchrl_vip import FrozenEncoder, camera_weights, goal_distance, load_vip
 from torchrl_vip.data.video import write_video
 from torchrl_vip.envs import SUITES, load_suite
+from torchrl_vip.envs.demonstrations import PlannedSim
 from torchrl_vip.envs.simulator import WITHOUT_ROBOT, Simulator
 from torchrl_vip.planning import (
     MPPI,
@@ -112,8 +113,8 @@ def main() -> None:
     sim = suite.SIMULATOR(args.task, **options)
 
     # -- the goal and the start ---------------------------------------------------------------------
-    views = [shown, *cameras]
-    if hasattr(suite, "demonstrations"):
+    views, rest = [shown, *cameras], 0.0
+    if isinstance(sim, PlannedSim):
         demonstrations = suite.demonstrations(args.task)
         demonstration = demonstrations[args.seed % len(demonstrations)]
         if args.start >= (steps := len(demonstration.actions)):
@@ -122,6 +123,8 @@ def main() -> None:
             )
         goal = sim.last_look(demonstration, views)
         sim.repeat(demonstration, args.start)
+        if args.start:
+            rest = sim.still(demonstration.actions[args.start - 1])
     else:
         goal = sim.solved_frame(args.seed, cameras=views)
         if goal is None:
@@ -179,6 +182,7 @@ def main() -> None:
         horizon=args.horizon,
         trajectories=args.trajectories,
         sigma=args.sigma,
+        rest=rest,
         seed=args.seed,
     )
     frames, film_of, solved = [sim.look(cameras)], [sim.look([shown])[0]], []
@@ -194,6 +198,8 @@ def main() -> None:
             )
             for _ in range(args.frame_skip):
                 _, _, success = sim.step(action)
+            if isinstance(sim, PlannedSim):
+                planner.rest = sim.still(action)  # Adroit's actions are positions
             frames.append(sim.look(cameras))
             film_of.append(sim.look([shown])[0])
             solved.append(success)

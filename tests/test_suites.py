@@ -320,11 +320,16 @@ def test_it_goes_on_bit_for_bit_from_a_saved_state_in_another_simulator(suite, t
     sims[0].reset(3), sims[1].reset(8)
     for action in actions[:12]:
         sims[0].step(action)
-    state = sims[0].get_state()
+    state, full_state, seen = (
+        sims[0].get_state(),
+        sims[0].full_state.copy(),
+        sims[0].render().copy(),
+    )
     ends = []
     for sim, restored in ((sims[0], False), (sims[0], True), (sims[1], True)):
         if restored:
-            sim.set_state(state)
+            np.testing.assert_array_equal(sim.set_state(state), full_state)
+            np.testing.assert_array_equal(sim.render(), seen)
         rewards = [sim.step(action)[1] for action in actions[12:]]
         ends.append((rewards, sim.get_state(), sim.render().copy()))
     for sim in sims:

@@ -265,8 +265,6 @@ def main(arguments: list[str] | None = None) -> None:
     stored = hasattr(suite, "demonstrations")
     if stored and args.split == "train":
         parser.error(f"--suite {args.suite} is never trained on; wanted --split heldout")
-    if not stored and not scripted:
-        parser.error(f"--suite {args.suite} has no scripted policy, so nothing to render")
     train = [task for task in scripted if task not in held_out]
     tasks = args.tasks or (train if args.split == "train" else list(held_out or scripted))
     for name, low in (("episodes", 0), ("per_scene", 1), ("workers", 1), ("distractors", 0)):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from torchrl_vip.envs import environment
-from torchrl_vip.envs.demonstrations import Demonstration, PlannedSim, shipped
+from torchrl_vip.envs.demonstrations import SEEDS, Demonstration, PlannedSim, shipped
 from torchrl_vip.envs.simulator import Randomization, mujoco
 
 # task: actions, full_state, and looks (90 looks along the forearm, 270 at the finger tips)
@@ -64,7 +64,7 @@ def _environment(task: str) -> Any:
 
 
 class AdroitSim(PlannedSim):
-    """One Adroit task; the reward is its dense one, success its own."""
+    """One Adroit task; a step's reward is its dense one, its success its own."""
 
     ROBOT = "forearm"
     CAMERA = "front"
@@ -101,6 +101,9 @@ class AdroitSim(PlannedSim):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
         observation, reward, _, _, info = self.env.step(np.asarray(action, np.float64))
+        # a step leaves sites and geoms where they were before its last 2 ms
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
         return self._read(observation), float(reward), bool(info["success"])
 
     def _read(self, observation: np.ndarray) -> np.ndarray:
@@ -121,7 +124,7 @@ class AdroitSim(PlannedSim):
         return self.full_state
 
     def start_of(self, seed: int) -> int:
-        return seed // 1000  # a start has its own target: one of another would be no goal
+        return seed // SEEDS  # a start has its own target: the end of another would be no goal
 
     def pose(self, qpos: np.ndarray) -> np.ndarray:
         self.data.qpos[:], self.data.qvel[:] = qpos, 0.0
@@ -129,10 +132,11 @@ class AdroitSim(PlannedSim):
         return self._read(self.env._get_obs())
 
     def reward(self) -> float:
-        """The environment's own, which :meth:`step` returns, pays the hand for staying away from what it is
-        to take (https://github.com/Farama-Foundation/Gymnasium-Robotics/pull/220). In this one the hand's
-        distance to it (m) costs, and what is to come is paid bit by bit: latch and door, hammer off the
-        table, its head at the nail and the nail in, ball off the table and at the target."""
+        """Paid are, bit by bit, latch and door; the hammer off the table, its head at the nail and the nail
+        in; the pen's direction; the ball off the table and at the target. The hand's distance (m) to what it
+        takes costs, and the pen's to where it is held, and its fall. (Up to gymnasium-robotics 1.4.2 the
+        dense rewards of door, hammer and relocate, which :meth:`step` returns, pay the hand for staying
+        away: https://github.com/Farama-Foundation/Gymnasium-Robotics/pull/220.)"""
         env, data, at = self.env, self.data, self.data.site_xpos
         if self.task == "adroit-pen":
             off, along = self._pen_error()
@@ -228,8 +232,8 @@ class AdroitSim(PlannedSim):
 def demonstrations(task: str, *, success: bool | None = True) -> list[Demonstration]:
     """The shipped episodes of a task: the successes, the failures (False) or all (None).
 
-    They were planned on the true state; see ``torchrl_vip.planning.demonstrate``. All of a task start
-    from the same reset, that of seed 0.
+    They were planned on :meth:`AdroitSim.reward`, see ``torchrl_vip.planning.demonstrate``, and start
+    from the reset of seed 0.
 
     Raises:
         ValueError: an unknown task.

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from torchrl_vip.envs.simulator import Episode, Simulator
 
 SHIPPED = Path(__file__).resolve().parents[1] / "assets"
 """SHIPPED/<suite>/<task>.npz."""
+SEEDS = 1000  # demonstrations planned with --seed N have the seeds from N x 1000 on
 
 
 class Demonstration(NamedTuple):
@@ -73,14 +75,11 @@ def shipped(
 
     Raises:
         ValueError: ``task`` is not one of ``tasks``.
-        FileNotFoundError: none are shipped for it.
     """
     if task not in tasks:
         raise ValueError(f"unknown task {task!r}; choose from {list(tasks)}")
-    path = SHIPPED / suite / f"{task}.npz"
-    if not path.exists():
-        raise FileNotFoundError(f"no demonstrations of {task!r} are shipped: no planner solved it")
-    return [d for d in read_demonstrations(path) if success is None or d.success == success]
+    stored = read_demonstrations(SHIPPED / suite / f"{task}.npz")
+    return [d for d in stored if success is None or d.success == success]
 
 
 class PlannedSim(Simulator):
@@ -103,10 +102,7 @@ class PlannedSim(Simulator):
         return seed
 
     def repeat(self, demonstration: Demonstration, steps: int | None = None) -> np.ndarray:
-        """Resets and repeats the first ``steps`` actions (None: all); returns full_state.
-
-        The paper's easy setting starts from step 20 of a demonstration.
-        """
+        """Resets and repeats the first ``steps`` actions (None: all); returns full_state."""
         self.reset(self.start_of(demonstration.seed))
         for action in demonstration.actions[:steps]:
             self.step(action)
@@ -114,23 +110,28 @@ class PlannedSim(Simulator):
 
     def replay(self, demonstration: Demonstration, stride: int = 1) -> Episode:
         """Frame, success and reward of every ``stride``-th stored position; the state is as before."""
-        state, frames, success, reward = self.get_state(), [], [], []
-        self.reset(self.start_of(demonstration.seed))
-        for position in demonstration.qpos[::stride]:
-            self.pose(position)
-            frames.append(self.render().copy())
-            success.append(self.success())
-            reward.append(self.reward())
-        self.set_state(state)
+        frames, success, reward = [], [], []
+        with self._at_start_of(demonstration):
+            for position in demonstration.qpos[::stride]:
+                self.pose(position)
+                frames.append(self.render().copy())
+                success.append(self.success())
+                reward.append(self.reward())
         return Episode(np.stack(frames), np.array(success), np.array(reward, np.float32))
 
     def last_look(
         self, demonstration: Demonstration, cameras: Sequence[str] | None = None
     ) -> np.ndarray:
         """The end of a demonstration, as ``look`` sees it; the state is as before."""
+        with self._at_start_of(demonstration):
+            self.pose(demonstration.qpos[-1])
+            return self.look(cameras)
+
+    @contextmanager
+    def _at_start_of(self, demonstration: Demonstration) -> Iterator[None]:
         state = self.get_state()
-        self.reset(self.start_of(demonstration.seed))
-        self.pose(demonstration.qpos[-1])
-        frame = self.look(cameras)
-        self.set_state(state)
-        return frame
+        try:
+            self.reset(self.start_of(demonstration.seed))
+            yield
+        finally:
+            self.set_state(state)

@@ -139,9 +139,8 @@ class ManipulationSim(Simulator):
         return np.concatenate([[self.seed], self._get_physics()])
 
     def set_state(self, state: np.ndarray) -> np.ndarray:
-        if (
-            int(state[0]) != self.seed
-        ):  # what a reset draws is in the model, which it may compile anew
+        # what a reset draws is in the model, which it may compile anew
+        if int(state[0]) != self.seed:
             self.reset(int(state[0]))
         self._settle_physics(state[1:])
         return self._read()

@@ -238,8 +238,8 @@ def goal_image(
     image_size: int = 128,
     render: str = "fast",
 ) -> np.ndarray:
-    """The task solved, uint8 [H, W, 3]: the last frame of a demonstration from ``seed``; where nothing can
-    demonstrate it, its start with all things put where they are wanted.
+    """The task solved, uint8 [H, W, 3]: the last frame of a script's episode from ``seed``, or of one of the
+    kitchen's demonstrations; else the start with all things put where they are wanted.
 
     Args: as of :func:`make_env`.
 

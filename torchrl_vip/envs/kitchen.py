@@ -213,11 +213,7 @@ class KitchenSim(PlannedSim):
     def solved_frame(
         self, seed: int, attempt: int = 0, cameras: Sequence[str] | None = None
     ) -> np.ndarray:
-        """End of a shipped demonstration (number ``seed``, counted round), as ``look`` sees it.
-
-        Raises:
-            FileNotFoundError: none are shipped for this task.
-        """
+        """End of a shipped demonstration (number ``seed``, counted round), as ``look`` sees it."""
         solved = demonstrations(self.task)
         return self.last_look(solved[seed % len(solved)], cameras)
 
@@ -235,7 +231,6 @@ def demonstrations(task: str, *, success: bool | None = True) -> list[Demonstrat
 
     Raises:
         ValueError: an unknown task.
-        FileNotFoundError: none are shipped for it.
     """
     return shipped("kitchen", list_tasks(), task, success)
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from torchrl_vip.envs import load_suite
 from torchrl_vip.envs.demonstrations import (
+    SEEDS,
     Demonstration,
     PlannedSim,
     read_demonstrations,
@@ -36,7 +37,7 @@ FINGERS = slice(7, 9)
 
 
 class Recipe(NamedTuple):
-    """How one task is planned. As the VIP paper plans unless given."""
+    """How a task is planned; the defaults are the VIP paper's."""
 
     grasp: float | None = None  # m to the handle at which the fingers close; None plans them too
     horizon: int = 12
@@ -61,11 +62,11 @@ RECIPES: dict[str, Recipe] = {
         horizon=24, trajectories=64, sigma=0.4, kappa=15.0, beta=(0.6, 0.8, 0.0)
     ),
 }
-"""Tasks that the paper's settings do not solve."""
+"""Tasks that are planned otherwise: the paper's settings do not open the microwave."""
 
 
 def state_reward(sim: PlannedSim, _: float) -> float:
-    """The true reward of the state, which :class:`PlanningSim` leaves out of its steps."""
+    """The true reward of the state."""
     return sim.reward()
 
 
@@ -125,8 +126,8 @@ def plan_episode(
     guide: np.ndarray | None = None,
     progress: Any = None,
 ) -> Demonstration:
-    """One planned episode, of at most ``recipe.steps`` and ``recipe.lasting``; a success ends SETTLE steps
-    after it is solved to last.
+    """One planned episode of at most ``recipe.steps``; a success ends SETTLE steps after it is solved to
+    last. ``"unsolved"`` is one that is at no step, ``"lost"`` one that was for a while.
 
     The actions of ``guide`` [T, A] are where each step of the plan is first looked for.
     """
@@ -142,16 +143,17 @@ def plan_episode(
         rewards = rollouts(state, actions)
         return rewards.sum(1) if recipe.every_step else rewards
 
-    qpos, actions, lasted = [sim.data.qpos.copy()], [], 0
+    qpos, actions, lasted, ever = [sim.data.qpos.copy()], [], 0, False
     for t in range(recipe.steps + recipe.lasting - SETTLE):
         state = sim.get_state()
         action = grip(sim, planner.plan(partial(evaluate, state)), recipe).astype(np.float32)
         last = sim.still(planner.mean[-2]) if guide is None else guide[t + horizon]
         planner.mean[-1] = last
-        _, _, solved = sim.step(action)
+        sim.step(action)
+        solved = sim.success()
         qpos.append(sim.data.qpos.copy())
         actions.append(action)
-        lasted = lasted + 1 if solved else 0
+        lasted, ever = (lasted + 1 if solved else 0), ever or solved
         if progress is not None:
             progress.set_postfix(task=sim.task, seed=seed, step=t + 1, reward=f"{sim.reward():.2f}")
         if lasted > recipe.lasting:
@@ -159,7 +161,8 @@ def plan_episode(
     solved, more = lasted > recipe.lasting, recipe.lasting - SETTLE
     if more:
         qpos, actions = qpos[:-more], actions[:-more]
-    return _demonstration(qpos, actions, seed, solved, "success" if solved else "unsolved")
+    kind = "success" if solved else "lost" if ever else "unsolved"
+    return _demonstration(qpos, actions, seed, solved, kind)
 
 
 def run_actions(sim: PlannedSim, actions: np.ndarray, seed: int) -> tuple[list[np.ndarray], bool]:
@@ -167,20 +170,17 @@ def run_actions(sim: PlannedSim, actions: np.ndarray, seed: int) -> tuple[list[n
     sim.reset(sim.start_of(seed))
     qpos, solved = [sim.data.qpos.copy()], False
     for action in actions:
-        solved |= sim.step(action)[2]
+        sim.step(action)
+        solved |= sim.success()
         qpos.append(sim.data.qpos.copy())
     return qpos, solved
 
 
 def fail(
-    sim: PlannedSim,
-    success: Demonstration,
-    kind: str,
-    seed: int,
-    recipe: Recipe = Recipe(),  # noqa: B008
+    sim: PlannedSim, success: Demonstration, kind: str, seed: int, sigma: float
 ) -> Demonstration:
-    """An episode as long as ``success`` that is at no step solved: it ``"stops"`` or is
-    ``"random"``, by three times the noise of its task's plans.
+    """An episode as long as ``success`` that is at no step solved: it ``"stops"`` or is ``"random"``,
+    smooth noise from normal draws of deviation 3 ``sigma``.
 
     Raises:
         RuntimeError: 20 draws solved the task.
@@ -193,7 +193,7 @@ def fail(
             actions[stop:] = sim.still(actions[stop - 1])
         else:
             noise = filtered_noise(rng, (1, steps, sim.ACTION_SIZE), (0.15, 0.9, 0.0))[0]
-            actions = np.clip(3.0 * recipe.sigma * noise, -1, 1).astype(np.float32)
+            actions = np.clip(3.0 * sigma * noise, -1, 1).astype(np.float32)
         qpos, solved = run_actions(sim, actions, seed)
         if not solved:
             return _demonstration(qpos, actions, seed, False, kind)
@@ -217,21 +217,28 @@ def demonstrate(
     processes: int = 0,
     progress: Any = None,
 ) -> list[Demonstration]:
-    """Plans until ``path`` holds ``episodes`` successes and as many failures, or ``attempts`` ended.
+    """Plans until ``path`` holds ``episodes`` successes and as many failures, or ``attempts`` ended: then
+    it holds what was planned.
 
-    Seeds are 1000 ``seed`` + the attempt's number.
+    Seeds are SEEDS x ``seed`` + the attempt's number, those of failures from SEEDS / 2 on.
+
+    Raises:
+        ValueError: ``path`` has demonstrations of another ``seed``.
     """
     stored = read_demonstrations(path) if path.exists() else []
-    planned = [d for d in stored if d.kind in ("success", "unsolved")]
+    if other := {d.seed // SEEDS for d in stored} - {seed}:
+        raise ValueError(f"{path} has demonstrations of seed {min(other)}: not those of {seed} too")
+    planned = [d for d in stored if d.seed % SEEDS < SEEDS // 2]
     solved = [d for d in planned if d.success]
+    failures = [d for d in stored if not d.success]
     if progress is not None:
         progress.update(min(len(solved), episodes))
-    if len(solved) >= episodes and len(stored) - len(solved) >= episodes:
+    lengths = [[len(d.actions) for d in ds] for ds in (solved, failures)]
+    if len(solved) >= episodes and lengths[0] == lengths[1]:
         return stored
     recipe = RECIPES.get(task, Recipe())
     sim = load_suite(suite).SIMULATOR(task, image_size=32)
-    numbers = [d.seed - 1000 * seed for d in planned]  # of others where --seed was another
-    number = 1 + max((n for n in numbers if 0 <= n < 500), default=-1)
+    number = 1 + max((d.seed % SEEDS for d in planned), default=-1)
     if len(solved) < episodes and number < attempts:
         make_sim = partial(planning_sim, suite, task, recipe)
         last = recipe.horizon if recipe.every_step else 1
@@ -240,7 +247,7 @@ def demonstrate(
                 guide = solved[0].actions if solved and recipe.guided else None
                 planner = make_planner(sim.ACTION_SIZE, recipe, guide is not None)
                 episode = plan_episode(
-                    sim, rollouts, planner, recipe, 1000 * seed + number, guide, progress
+                    sim, rollouts, planner, recipe, SEEDS * seed + number, guide, progress
                 )
                 number += 1
                 planned.append(episode)
@@ -249,18 +256,24 @@ def demonstrate(
                     if progress is not None:
                         progress.update()
                 write_demonstrations(path, planned)
-    failures = [d for d in planned if not d.success][: max(1, episodes // 3) if solved else None]
-    for i, success in enumerate(solved):
-        if i < len(failures):  # as long as its success
-            long = failures[i]
-            steps = min(len(success.actions), len(long.actions))
-            failures[i] = long._replace(qpos=long.qpos[: steps + 1], actions=long.actions[:steps])
-        else:
-            kind = ("stops", "random")[i % 2]
-            failures.append(fail(sim, success, kind, 1000 * seed + 500 + i, recipe))
+    if len(solved) >= episodes:
+        unsolved = [d for d in planned if d.kind == "unsolved"]
+        failures = []
+        for i, success in enumerate(solved):
+            if i < min(len(unsolved), max(1, episodes // 3)):  # as long as its success
+                failures.append(shortened(unsolved[i], len(success.actions)))
+            else:
+                kind, number = ("stops", "random")[i % 2], SEEDS * seed + SEEDS // 2 + i
+                failures.append(fail(sim, success, kind, number, recipe.sigma))
+        planned = solved + failures
+        write_demonstrations(path, planned)
     sim.close()
-    write_demonstrations(path, solved + failures)
-    return solved + failures
+    return planned
+
+
+def shortened(long: Demonstration, steps: int) -> Demonstration:
+    """Its first ``steps``, or all where it has fewer."""
+    return long._replace(qpos=long.qpos[: steps + 1], actions=long.actions[:steps])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -280,19 +293,30 @@ def main(arguments: list[str] | None = None) -> None:
     tasks = args.tasks or known
     if unknown := set(tasks) - set(known):
         parser.error(f"unknown tasks {sorted(unknown)}; choose from {known}")
+    attempts = 2 * args.episodes if args.attempts is None else args.attempts
+    for name, value, low in (
+        ("episodes", args.episodes, 1), ("seed", args.seed, 0), ("processes", args.processes, 0)
+    ):  # fmt: skip
+        if value < low:
+            parser.error(f"--{name} {value}: wanted {low} or more")
+    if not args.episodes <= attempts <= SEEDS // 2:
+        parser.error(f"--attempts {attempts}: wanted --episodes to {SEEDS // 2}")
     args.out.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(tasks) * args.episodes, unit="success") as progress:
         for task in tasks:
-            episodes = demonstrate(
-                task,
-                args.out / f"{task}.npz",
-                suite=args.suite,
-                episodes=args.episodes,
-                attempts=args.attempts or 2 * args.episodes,
-                seed=args.seed,
-                processes=args.processes,
-                progress=progress,
-            )
+            try:
+                episodes = demonstrate(
+                    task,
+                    args.out / f"{task}.npz",
+                    suite=args.suite,
+                    episodes=args.episodes,
+                    attempts=attempts,
+                    seed=args.seed,
+                    processes=args.processes,
+                    progress=progress,
+                )
+            except ValueError as error:  # of another seed
+                parser.error(f"{error}; wanted another --out")
             steps = [len(d.actions) for d in episodes if d.success]
             progress.write(f"{task}: {len(steps)} of {args.episodes} solved, steps {steps}")
 

@@ -87,7 +87,6 @@ def read_goal(
     Raises:
         ValueError: a goal of another size or type; a suite that knows no robot; an unknown camera;
             ``values`` below 2.
-        NotImplementedError: a suite that cannot save its state.
     """
     check_goal(sim, goal)
     if values < 2:

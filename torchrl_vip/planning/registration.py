@@ -68,7 +68,6 @@ def find_robot(
     Raises:
         ValueError: a goal of another size; a suite that knows no robot; a camera that is unknown or
             rides on it; fewer than 8 candidates.
-        NotImplementedError: a suite that cannot save its state.
     """
     check_goal(sim, goal)
     if not sim.ROBOT:

@@ -1,8 +1,7 @@
 """Runs candidate action sequences from one saved simulator state, here or in worker processes.
 
 Shapes: actions [N, H, A]; what is observed is stacked to [N, ...] after each candidate's last step,
-or to [N, L, ...] after each of its last L. A simulator is a
-:class:`~torchrl_vip.envs.simulator.Simulator` with ``get_state()`` and ``set_state(state)``.
+or to [N, L, ...] after each of its last L.
 """
 
 from __future__ import annotations
