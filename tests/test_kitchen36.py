@@ -15,12 +15,13 @@ import torch
 pytest.importorskip("gymnasium_robotics", reason='pip install "torchrl-vip[robotics]"')
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
 
 import kitchen36  # noqa: E402
 import kitchen36_candidates as candidates  # noqa: E402
 import kitchen36_episode as one  # noqa: E402
 import kitchen36_report as report  # noqa: E402
+import mppi  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -345,3 +346,21 @@ def test_the_example_plans_and_draws(suite, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert "solved after 2 actions; distance" in done.stdout
     assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".mp4"}
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--task fly", "unknown task 'fly'; kitchen has knob1_off"),
+        ("--suite adroit --task fly", "unknown task 'fly'; adroit has adroit-door"),
+        ("--frame-skip 0", "--frame-skip 0: wanted 1 or more"),
+        ("--sigma nan", "--sigma nan: wanted 0 or more"),
+        ("--read-goal --beside-robot", "no --beside-robot"),
+        ("--read-goal --camera default/no-robot", "take one camera with the robot"),
+    ],
+)
+def test_the_example_says_what_is_wanted(flags: str, message: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["mppi.py", *flags.split()])
+    with pytest.raises(SystemExit):
+        mppi.main()
+    assert message in capsys.readouterr().err
