@@ -37,7 +37,7 @@ FINGERS = slice(7, 9)
 
 
 class Recipe(NamedTuple):
-    """How a task is planned; the defaults are the VIP paper's."""
+    """How a task is planned; the defaults of MPPI are the VIP paper's."""
 
     grasp: float | None = None  # m to the handle at which the fingers close; None plans them too
     horizon: int = 12
@@ -223,11 +223,13 @@ def demonstrate(
     Seeds are SEEDS x ``seed`` + the attempt's number, those of failures from SEEDS / 2 on.
 
     Raises:
-        ValueError: ``path`` has demonstrations of another ``seed``.
+        SystemExit: ``path`` has demonstrations of another ``seed``.
     """
     stored = read_demonstrations(path) if path.exists() else []
     if other := {d.seed // SEEDS for d in stored} - {seed}:
-        raise ValueError(f"{path} has demonstrations of seed {min(other)}: not those of {seed} too")
+        raise SystemExit(
+            f"error: {path} has demonstrations of seed {min(other)}: give another --out"
+        )
     planned = [d for d in stored if d.seed % SEEDS < SEEDS // 2]
     solved = [d for d in planned if d.success]
     failures = [d for d in stored if not d.success]
@@ -294,29 +296,24 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := set(tasks) - set(known):
         parser.error(f"unknown tasks {sorted(unknown)}; choose from {known}")
     attempts = 2 * args.episodes if args.attempts is None else args.attempts
-    for name, value, low in (
-        ("episodes", args.episodes, 1), ("seed", args.seed, 0), ("processes", args.processes, 0)
-    ):  # fmt: skip
-        if value < low:
+    for name, low in {"episodes": 1, "seed": 0, "processes": 0}.items():
+        if (value := getattr(args, name)) < low:
             parser.error(f"--{name} {value}: wanted {low} or more")
     if not args.episodes <= attempts <= SEEDS // 2:
         parser.error(f"--attempts {attempts}: wanted --episodes to {SEEDS // 2}")
     args.out.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(tasks) * args.episodes, unit="success") as progress:
         for task in tasks:
-            try:
-                episodes = demonstrate(
-                    task,
-                    args.out / f"{task}.npz",
-                    suite=args.suite,
-                    episodes=args.episodes,
-                    attempts=attempts,
-                    seed=args.seed,
-                    processes=args.processes,
-                    progress=progress,
-                )
-            except ValueError as error:  # of another seed
-                parser.error(f"{error}; wanted another --out")
+            episodes = demonstrate(
+                task,
+                args.out / f"{task}.npz",
+                suite=args.suite,
+                episodes=args.episodes,
+                attempts=attempts,
+                seed=args.seed,
+                processes=args.processes,
+                progress=progress,
+            )
             steps = [len(d.actions) for d in episodes if d.success]
             progress.write(f"{task}: {len(steps)} of {args.episodes} solved, steps {steps}")
 
