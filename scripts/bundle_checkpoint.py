@@ -1,11 +1,12 @@
 """Make a bundled checkpoint of a training run: calibrate its reward, store it in half precision.
 
-    python scripts/bundle_checkpoint.py RUN/best torchrl_vip/assets/efficientnet_lite0 \
+    python scripts/bundle_checkpoint.py RUN/final [RUN/final ...] torchrl_vip/assets/efficientnet_lite0 \
         --calibration CLIPS --rollouts VIDEOS --note training_data="..." --note licence="..."
 
-CLIPS holds groups of successes and failures of tasks that are not for tests
-(``torchrl_vip.data.render --split heldout --tasks ...``); VIDEOS holds real roll-outs, on which
-bfloat16's reward is compared with float32's.
+Of several runs with one frozen backbone, such as seeds, the heads are merged to one. CLIPS holds
+groups of successes and failures of tasks that are not for tests (``torchrl_vip.data.render --split
+heldout --tasks ...``); VIDEOS holds real roll-outs, on which bfloat16's reward is compared with
+float32's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torchrl_vip import FrozenEncoder, load_vip, save_vip
 from torchrl_vip.data.sources import find_clips
 from torchrl_vip.data.video import read_frames
+from torchrl_vip.encoders import merge_heads
 from torchrl_vip.evaluation.calibration import (
     reward_correlation,
     success_threshold,
@@ -42,15 +44,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="checkpoint folder, RUN/final")
+    parser.add_argument("runs", type=Path, nargs="+", help="checkpoint folders, RUN/final")
     parser.add_argument("out", type=Path, help="folder under torchrl_vip/assets")
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--rollouts", type=Path, required=True)
     parser.add_argument("--note", action="append", default=[], metavar="KEY=TEXT")
     args = parser.parse_args()
+    runs = [load_vip(run) for run in args.runs]
+    encoder = merge_heads(runs) if runs[1:] else runs[0]
     # What is measured below is what is shipped: the weights rounded to half precision.
     with TemporaryDirectory() as rounded:
-        encoder = load_vip(save_vip(load_vip(args.run), rounded, dtype=torch.float16))
+        encoder = load_vip(save_vip(encoder, rounded, dtype=torch.float16))
     clips = read(args.calibration)
     z = embed_clips(FrozenEncoder(encoder, dtype=torch.float32), clips)
     distance = typical_distance(z, clips)

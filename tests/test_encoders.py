@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from torchrl_vip import ENCODERS, FrozenEncoder, VIPEncoder, preprocess
-from torchrl_vip.encoders import embedding_dim
+from torchrl_vip.encoders import embedding_dim, merge_heads
 
 
 @pytest.fixture(autouse=True)
@@ -158,3 +158,44 @@ def test_wrong_output_that_probing_could_not_see():
         FrozenEncoder(Lying(), image_size=SIZE)(images(2))
     with pytest.raises(ValueError, match="chunk_size"):
         FrozenEncoder(Lying(), chunk_size=0)
+
+
+# --- heads that become one ---------------------------------------------------------------------
+
+
+def headed(seed: int, typical: float | None, dim: int) -> VIPEncoder:
+    """Heads 5 -> ``dim`` on one frozen network."""
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 5))
+    torch.manual_seed(seed)
+    config = {} if typical is None else {"typical_distance": typical}
+    return VIPEncoder(backbone, dim=dim, image_size=SIZE, config=config)
+
+
+def test_merged_heads_have_the_mean_of_the_squared_distances():
+    heads, frames = [headed(1, 2.0, dim=5), headed(2, 4.0, dim=5)], images(3)
+    merged = merge_heads(heads)
+
+    def squared(encoder):
+        z = encoder(frames)
+        return (z[:, None] - z[None]).square().sum(-1)
+
+    # in parts of their typical distances 2 and 4, times the mean of the two, 3
+    want = (squared(heads[0]) * (3 / 2) ** 2 + squared(heads[1]) * (3 / 4) ** 2) / 2
+    torch.testing.assert_close(squared(merged), want, rtol=1e-4, atol=1e-6)
+    assert merged.config == {"typical_distance": 3.0, "reward_scale": 1 / 3, "merged": 2}
+    assert not torch.equal(heads[0].head.weight, merged.head.weight)
+
+
+def test_heads_that_cannot_be_merged_are_refused():
+    good = headed(1, 2.0, dim=5)
+    with pytest.raises(ValueError, match="one size, at one image_size; got .*4"):
+        merge_heads([good, headed(1, 2.0, dim=4)])
+    with pytest.raises(ValueError, match="one encoder or more"):
+        merge_heads([])
+    with pytest.raises(ValueError, match='"typical_distance" in every config'):
+        merge_heads([good, headed(1, None, dim=5)])
+    other = headed(1, 2.0, dim=5)
+    other.backbone[2].bias.data += 1
+    with pytest.raises(ValueError, match="one backbone under all heads"):
+        merge_heads([good, other])

@@ -11,7 +11,7 @@ from torchrl.data import HERReplayBuffer, LazyTensorStorage
 from torchvision.transforms import v2
 
 from torchrl_vip import camera_weights, goal_distance, goal_reward, preprocess
-from torchrl_vip.functional import IMAGENET_MEAN, IMAGENET_STD, check_range, to_chw
+from torchrl_vip.functional import IMAGENET_MEAN, IMAGENET_STD, check_range, mean_metric, to_chw
 
 
 def torchvision_preprocess(images: torch.Tensor, size: int = 224) -> torch.Tensor:
@@ -245,3 +245,18 @@ def test_integer_frames_are_refused_under_compile_too():
     assert compiled(torch.tensor([5.0])).item() == 6  # out of range, not looked at
     with pytest.raises(Exception, match="uint8"):
         compiled(torch.tensor([5]))
+
+
+def test_mean_metric_by_hand():
+    """|2a|² and |2b|² have the mean 2 a² + 2 b²; of 9 a² and 1 b², one direction keeps the stronger."""
+    a, b = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[0.0, 2.0, 0.0]])
+    head = mean_metric([a, b], 2)
+    x = torch.tensor([3.0, 4.0, 7.0])
+    assert (head @ x).square().sum().item() == pytest.approx(2 * 9 + 2 * 16, rel=1e-6)
+    torch.testing.assert_close(
+        mean_metric([3 * a / 2, b / 2], 1), torch.tensor([[3 / 2**0.5, 0, 0]])
+    )
+    torch.testing.assert_close(mean_metric([-a], 1), a)  # of two heads with one metric, the same
+    for heads, dim in (([], 1), ([a, b], 3), ([a, torch.ones(1, 2)], 1), ([a], 0)):
+        with pytest.raises(ValueError, match=f"dim={dim}: wanted heads"):
+            mean_metric(heads, dim)

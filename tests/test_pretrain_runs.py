@@ -221,7 +221,16 @@ def test_decoding_at_every_draw_trains_the_same_weights(
 @pytest.mark.parametrize("loss", ["tcn", "triplet"])
 def test_the_rivals_train_and_presets_compose(clips: Path, tmp_path: Path, loss: str) -> None:
     out = tmp_path / "run"
-    run(clips, out, f"loss={loss}", "steps=2", "preset=sim", "geometric=0.9", "loggers=[]")
+    run(
+        clips,
+        out,
+        f"loss={loss}",
+        "steps=2",
+        "preset=sim",
+        "geometric=0.9",
+        "goal_view=0.5",
+        "loggers=[]",
+    )
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert (config["loss"], config["cross_video"], config["steps"]) == (loss, 0.3, 2)
     with open(out / "metrics.csv", newline="") as file:
@@ -307,6 +316,7 @@ def test_a_head_trains_on_stored_features_as_on_frames(clips: Path, tmp_path: Pa
 
 def test_embedding_goes_on_where_it_was_cut_short(clips: Path, tmp_path: Path) -> None:
     config = config_of(clips, tmp_path / "a", steps=4, views=3, stride=2, freeze_below="head")
+    config |= {"goal_view": 0.5, "flip": 0.0}
     pretrain(config)
     stored = next((tmp_path / "a").glob("features_*.f16"))
     whole, (first, *_) = stored.read_bytes(), load_vip(tmp_path / "a" / "final").head.weight
@@ -333,3 +343,5 @@ def test_long_clips_are_embedded_in_parts_that_look_alike(
 def test_stored_features_want_a_frozen_backbone(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="views=2 wants freeze_below=head"):
         check(config_of(clips, tmp_path, views=2))
+    with pytest.raises(ValueError, match=r"goal_view=0.5 with views=2 wants flip=0 and two views"):
+        check(config_of(clips, tmp_path, views=2, freeze_below="head", goal_view=0.5, flip=0.5))

@@ -10,14 +10,14 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from torchrl_vip.backbones import ENCODERS, fold_batch_norm, foldable
-from torchrl_vip.functional import check_range, preprocess, to_chw
+from torchrl_vip.functional import check_range, mean_metric, preprocess, to_chw
 
 CPU_CHUNK = 16  # frames
 
@@ -102,6 +102,55 @@ class VIPEncoder(nn.Module):
         return self.embed(frames.flatten(0, -4) if batch else frames[None]).reshape(
             *batch, self.dim
         )
+
+
+def merge_heads(encoders: Sequence[VIPEncoder]) -> VIPEncoder:
+    """One encoder of several whose linear heads stand on the same frozen backbone, such as training seeds.
+
+    Its squared distances are the mean of theirs, each in parts of its own typical distance (see
+    :func:`torchrl_vip.functional.mean_metric`); it costs what one costs.
+
+    Args:
+        encoders: of one backbone, with its very weights, and heads of one size; their ``config`` has
+            "typical_distance", as a training run writes it.
+
+    Returns:
+        A new encoder; its ``config`` is the first one's, and "merged" counts the encoders.
+
+    Raises:
+        ValueError: no encoder, other backbones or image sizes, a head that is not linear or of another
+            size, or no typical distance.
+    """
+    first = encoders[0] if encoders else None
+    if first is None or not all(
+        isinstance(e.head, nn.Linear) and e.dim == first.dim and e.image_size == first.image_size
+        for e in encoders
+    ):
+        raise ValueError(
+            "merge_heads wants one encoder or more with linear heads of one size, at one image_size; got "
+            f"{[(type(e.head).__name__, e.dim, e.image_size) for e in encoders]}."
+        )
+    weights = first.backbone.state_dict()
+    for encoder in encoders[1:]:
+        state = encoder.backbone.state_dict()
+        if state.keys() != weights.keys() or not all(
+            torch.equal(state[k], weights[k]) for k in weights
+        ):
+            raise ValueError("merge_heads wants one backbone under all heads; these have others.")
+    try:
+        typical = [float(e.config["typical_distance"]) for e in encoders]
+    except KeyError as error:
+        raise ValueError(
+            'merge_heads wants "typical_distance" in every config: heads are averaged in parts of it.'
+        ) from error
+    scale = sum(typical) / len(typical)
+    merged = copy.deepcopy(first)
+    with torch.no_grad():
+        heads = [e.head.weight * (scale / d) for e, d in zip(encoders, typical, strict=True)]
+        merged.head.weight.copy_(mean_metric(heads, first.dim))
+        merged.head.bias.zero_()  # no distance looks at it
+    merged.config |= {"merged": len(encoders), "typical_distance": scale, "reward_scale": 1 / scale}
+    return merged
 
 
 def embedding_dim(network: nn.Module, image_size: int) -> int:

@@ -42,6 +42,8 @@ class VIPSampler(Sampler):
 
         self_transition o_t = o_{t+1} = o_g, reward 0
 
+        goal_view       o_g from another copy of the storage, where it looks otherwise
+
     Without self-transitions the objective is unbounded below, as scaling the embedding up always
     pays; HILP and ICVF draw the current state as goal for the same reason. Goals from another video
     teach the distance to ignore what differs between two demonstrations of one task.
@@ -59,6 +61,8 @@ class VIPSampler(Sampler):
             clip shorter than that takes its last frame.
         copies: so often the storage holds all the clips, one copy behind the other; the four frames
             of a sub-clip come from one.
+        goal_view: share of samples in [0, 1] whose goal comes from a copy drawn for itself; not where
+            o_t is the goal. A goal image is taken on another day than what is compared with it.
         group: int64 ``[V]``, clips that show the same task have the same number; None puts each
             clip in a group of its own.
         shard: (rank, number of processes). Each process draws the whole batch and keeps its part, so
@@ -80,6 +84,7 @@ class VIPSampler(Sampler):
         cross_video: float = 0.0,
         stride: int = 1,
         copies: int = 1,
+        goal_view: float = 0.0,
         group: Tensor | None = None,
         shard: tuple[int, int] = (0, 1),
     ):
@@ -88,7 +93,12 @@ class VIPSampler(Sampler):
                 f"VIPSampler wants clips of at least two frames; got {len(start)} clips of "
                 f"{length.tolist()[:8]} frames."
             )
-        for name, share in (("self_transition", self_transition), ("cross_video", cross_video)):
+        shares = {
+            "self_transition": self_transition,
+            "cross_video": cross_video,
+            "goal_view": goal_view,
+        }
+        for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share}; wanted a share in [0, 1].")
         if geometric is not None and not 0 < geometric < 1:
@@ -102,6 +112,7 @@ class VIPSampler(Sampler):
         self.self_transition = self_transition
         self.geometric = geometric
         self.cross_video = cross_video
+        self.goal_view = goal_view
         self.shard = shard
         self.step = 0
         # Clips sorted by group: the mates of a clip are the run of self.sorted that it lies in.
@@ -116,7 +127,7 @@ class VIPSampler(Sampler):
         rank, processes = self.shard
         generator = generator_at(self.seed, self.step)
         self.step += 1
-        u = torch.rand(8, batch_size * processes, generator=generator, dtype=torch.float64)
+        u = torch.rand(10, batch_size * processes, generator=generator, dtype=torch.float64)
         u = u[:, rank * batch_size : (rank + 1) * batch_size]
         clip = (u[0] * len(self.start)).long()
         length = self.length[clip]
@@ -143,7 +154,10 @@ class VIPSampler(Sampler):
         index = torch.stack(
             [o_0, torch.where(at_goal, goal, o_t), torch.where(at_goal, goal, o_next), goal], 1
         )
-        index += self.rows * (u[7] * self.copies).long()[:, None]
+        copy = (u[7] * self.copies).long()
+        otherwise = (u[8] < self.goal_view) & ~at_goal
+        goal_copy = torch.where(otherwise, (u[9] * self.copies).long(), copy)
+        index += self.rows * torch.stack([copy, copy, copy, goal_copy], 1)
         # The storage reads a flat list of rows; who asks for the batch folds it back to [B, 4].
         return index.flatten(), {"reward": at_goal.float().repeat_interleave(4) - 1}
 
@@ -169,6 +183,7 @@ def augment(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
     colour: float = 0.0,
+    goal_view: float | Tensor = 0.0,
     shard: tuple[int, int] = (0, 1),
 ) -> Tensor:
     """One random resized crop, flip and colour change for all frames of a sub-clip, in one batch.
@@ -180,14 +195,35 @@ def augment(
         ratio: width / height of the crop.
         flip: probability of a left-right mirror image.
         colour: brightness, contrast and saturation change by a factor in [1 - colour, 1 + colour].
+        goal_view: probability, a number or ``[B]``, that the last frame gets a crop and colours of its
+            own; it is mirrored as the others are.
         shard: (rank, number of processes), as in :class:`VIPSampler`.
 
     Returns:
         float32 ``[B, K, 3, S, S]`` in [0, 1].
     """
-    b, k, _, size, _ = frames.shape
+    b = len(frames)
     rank, processes = shard
-    u = torch.rand(8, b * processes, generator=generator)[:, rank * b : (rank + 1) * b]
+
+    def draw(count: int) -> Tensor:
+        return torch.rand(count, b * processes, generator=generator)[:, rank * b : (rank + 1) * b]
+
+    u = draw(8)
+    u[4] = torch.where(u[4] < flip, -1.0, 1.0)
+    images = _change(frames, u, scale, ratio, colour)
+    if isinstance(goal_view, Tensor) or goal_view > 0:
+        own = draw(9)
+        own[4] = u[4]
+        goal = _change(frames[:, -1:], own[:8], scale, ratio, colour)
+        otherwise = (own[8] < torch.as_tensor(goal_view).cpu()).to(images.device)
+        images[:, -1:] = torch.where(otherwise.view(b, 1, 1, 1, 1), goal, images[:, -1:])
+    return images
+
+
+def _change(frames: Tensor, u: Tensor, scale: tuple, ratio: tuple, colour: float) -> Tensor:
+    """Crop, mirror and recolour ``[B, K, 3, S, S]`` by draws ``[8, B]``: area, aspect and centre in [0, 1),
+    mirror (-1 or 1), brightness, contrast and saturation in [0, 1)."""
+    b, k, _, size, _ = frames.shape
     area = scale[0] + u[0] * (scale[1] - scale[0])
     aspect = torch.exp(math.log(ratio[0]) + u[1] * math.log(ratio[1] / ratio[0]))
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
@@ -196,9 +232,8 @@ def augment(
     # In grid_sample's coordinates the image spans [-1, 1]: a crop of relative width w has its
     # centre anywhere in [-(1 - w), 1 - w].
     x, y = (2 * u[2] - 1) * (1 - width), (2 * u[3] - 1) * (1 - height)
-    mirror = torch.where(u[4] < flip, -1.0, 1.0)
     zero = torch.zeros_like(x)
-    theta = torch.stack([width * mirror, zero, x, zero, height, y], 1).view(b, 2, 3)
+    theta = torch.stack([width * u[4], zero, x, zero, height, y], 1).view(b, 2, 3)
     images = frames.reshape(b, k * 3, size, size).float() / 255  # K frames share one grid
     grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -55,6 +55,7 @@ def check(config: dict[str, Any]) -> None:
         "geometric": config["geometric"] is None
         or (real(config["geometric"], tiny, 1) and config["geometric"] < 1),
         "cross_video": real(config["cross_video"], 0, 1),
+        "goal_view": real(config["goal_view"], 0, 1),
         "stride": whole(config["stride"], 1),
         "views": whole(config["views"], 0),
         "keep_checkpoints": whole(config["keep_checkpoints"], 1),
@@ -91,6 +92,11 @@ def check(config: dict[str, Any]) -> None:
         raise ValueError(
             f"views={config['views']} wants freeze_below=head: features are stored once, so the "
             f"backbone cannot be trained (freeze_below={config['freeze_below']})."
+        )
+    if config["goal_view"] and config["views"] and (config["flip"] or config["views"] < 2):
+        raise ValueError(
+            f"goal_view={config['goal_view']} with views={config['views']} wants flip=0 and two views or "
+            f"more: a stored view has a mirror image of its own (flip={config['flip']})."
         )
     if config["imagenet"] and config["encoder"] not in ENCODERS:
         raise ValueError(

@@ -217,12 +217,16 @@ def prepare(
     reward = batch.select("reward")[:, 0].to(device)
     if "features" in batch.keys():
         return reward.set("features", batch["features"].to(device).float())
+    goal_view = config["goal_view"]
+    if goal_view:  # not where o_t is the goal
+        goal_view = goal_view * (batch["reward"][:, 0] < 0)
     crops = augment(
         batch["pixels"].to(device),
         generator_at(config["seed"], step, stream=1),
         scale=tuple(config["crop_scale"]),
         flip=config["flip"],
         colour=config["colour"],
+        goal_view=goal_view,
         shard=shard,
     )
     return reward.set("pixels", crops)
@@ -316,6 +320,7 @@ def make_buffer(
             cross_video=config["cross_video"],
             stride=config["stride"],
             copies=config["views"] or 1,
+            goal_view=config["goal_view"],
             group=task_numbers(table.clips),
             shard=shard,
         ),
