@@ -20,6 +20,8 @@ from torchrl_vip.backbones import ENCODERS, fold_batch_norm, foldable
 from torchrl_vip.functional import check_range, mean_metric, preprocess, to_chw
 
 CPU_CHUNK = 16  # frames
+# What scripts/bundle_checkpoint.py measures of one head and writes into its config.
+MEASURED = ("success_threshold", "success_threshold_balanced_accuracy", "reward_correlation")
 
 
 class VIPEncoder(nn.Module):
@@ -115,7 +117,10 @@ def merge_heads(encoders: Sequence[VIPEncoder]) -> VIPEncoder:
             "typical_distance", as a training run writes it.
 
     Returns:
-        A new encoder; its ``config`` is the first one's, and "merged" counts the encoders.
+        A new encoder; its ``config`` is the first one's, "merged" counts the encoders, and what was
+        measured on the first one alone (success threshold, reward correlation) is gone.
+        "typical_distance" is the mean, a twentieth above what clips say of four bundled-size heads, as
+        the weakest directions are cut: measure it where that counts.
 
     Raises:
         ValueError: no encoder, other backbones or image sizes, a head that is not linear or of another
@@ -149,6 +154,7 @@ def merge_heads(encoders: Sequence[VIPEncoder]) -> VIPEncoder:
         heads = [e.head.weight * (scale / d) for e, d in zip(encoders, typical, strict=True)]
         merged.head.weight.copy_(mean_metric(heads, first.dim))
         merged.head.bias.zero_()  # no distance looks at it
+    merged.config = {k: v for k, v in first.config.items() if k not in MEASURED}
     merged.config |= {"merged": len(encoders), "typical_distance": scale, "reward_scale": 1 / scale}
     return merged
 
