@@ -119,7 +119,7 @@ def merge_heads(encoders: Sequence[VIPEncoder]) -> VIPEncoder:
     Returns:
         A new encoder; its ``config`` is the first one's, "merged" counts the encoders, and what was
         measured on the first one alone (success threshold, reward correlation) is gone.
-        "typical_distance" is the mean, a twentieth above what clips say of four bundled-size heads, as
+        "typical_distance" is the mean, a twentieth above what clips said of four heads (512 of 3776), as
         the weakest directions are cut: measure it where that counts.
 
     Raises:
