@@ -256,7 +256,7 @@ def test_mean_metric_by_hand():
     torch.testing.assert_close(
         mean_metric([3 * a / 2, b / 2], 1), torch.tensor([[3 / 2**0.5, 0, 0]])
     )
-    torch.testing.assert_close(mean_metric([-a], 1), a)  # of two heads with one metric, the same
+    torch.testing.assert_close(mean_metric([-a], 1), a)  # a direction's sign is fixed
     for heads, dim in (([], 1), ([a, b], 3), ([a, torch.ones(1, 2)], 1), ([a], 0)):
         with pytest.raises(ValueError, match=f"dim={dim}: wanted heads"):
             mean_metric(heads, dim)

@@ -62,7 +62,8 @@ class VIPSampler(Sampler):
         copies: so often the storage holds all the clips, one copy behind the other; the four frames
             of a sub-clip come from one.
         goal_view: share of samples in [0, 1] whose goal comes from a copy drawn for itself; not where
-            o_t is the goal. A goal image is taken on another day than what is compared with it.
+            o_t is the goal, and to no effect with one copy. A goal image is taken on another day than
+            what is compared with it.
         group: int64 ``[V]``, clips that show the same task have the same number; None puts each
             clip in a group of its own.
         shard: (rank, number of processes). Each process draws the whole batch and keeps its part, so
