@@ -76,15 +76,16 @@ install_python() {
         fi
         .venv/bin/python -m pip install -q --upgrade pip || say "pip stays as it is"
     fi
-    local quiet=() free_gb
-    [[ -t 1 ]] || quiet=(-qq) # errors only
+    local options=() free_gb
+    [[ -t 1 ]] || options=(-qq) # errors only
     free_gb=$(($(df -Pk . | awk 'NR == 2 {print $4}') / 1000000))
     if [[ ! -f .venv/.setup-done ]] && ((free_gb < 9)); then
         say "$free_gb GB are free here, and the first set-up needs about 9 (6 to stay, 3 for downloads)."
         say "It may end with 'No space left on device': make room, then make again."
     fi
+    ((free_gb >= 20)) || options+=(--no-cache-dir) # of the downloads, which would stay
     say "installing torchrl_vip and every extra (about 6 GB and some minutes the first time)"
-    .venv/bin/python -m pip install "${quiet[@]}" --disable-pip-version-check -e ".[all]"
+    .venv/bin/python -m pip install "${options[@]}" --disable-pip-version-check -e ".[all]"
 }
 
 # --- Renderer --------------------------------------------------------------------------------
