@@ -23,7 +23,14 @@ from envs import (
 )
 from PIL import Image
 from tensordict import TensorDict
-from torchrl.envs import Compose, ParallelEnv, SerialEnv, TransformedEnv
+from torchrl.envs import (
+    Compose,
+    ObservationNorm,
+    ParallelEnv,
+    RenameTransform,
+    SerialEnv,
+    TransformedEnv,
+)
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_vip import VIPReward, VIPRewardTransform, VIPTransform
@@ -94,6 +101,10 @@ def test_stacked_goals_go_to_the_environments_that_are_named():
         close(vip.goal, torch.stack([z_of(level) for level in (200, 33, 200, 111)]))
     vip.set_goal(grey(5), env_ids=torch.tensor([[True], [False], [False], [False]]))
     close(vip.goal[0], z_of(5))
+    vip.set_goal(grey(77), env_ids=[])
+    close(vip.goal, torch.stack([z_of(level) for level in (5, 33, 200, 111)]))
+    with pytest.raises(ValueError, match="same for all"):
+        vip.set_goal([torch.stack([z_of(1), z_of(2), z_of(3), z_of(4)])])
     for wrong in ([1, 1], [7]):
         with pytest.raises(ValueError, match="env_ids"):
             vip.set_goal(grey(5), env_ids=wrong)
@@ -198,25 +209,85 @@ def test_rows_of_a_buffer_take_the_goals_of_their_environments():
         env.transform[1](rollout.exclude("goal_embedding")[:1])
 
 
+class Free(GreyEnv):
+    """Without a state of its own: it steps from the frames that it is given, of any batch size."""
+
+    batch_locked = False
+
+    def _reset(self, tensordict=None, **kwargs):
+        batch = () if tensordict is None else tensordict.shape
+        pixels = torch.full((*batch, *self.frame_shape), STEP, dtype=torch.uint8)
+        return TensorDict({"pixels": pixels}, batch_size=batch)
+
+    def _step(self, tensordict):
+        pixels = tensordict["pixels"] + STEP
+        done = torch.zeros(*pixels.shape[:-3], 1, dtype=torch.bool)
+        out = {"pixels": pixels, "done": done, "terminated": done, "reward": done.float()}
+        return TensorDict(out, batch_size=tensordict.batch_size)
+
+
+def free_env(*behind, goal=None):
+    chain = [VIPTransform(CountingEncoder(), del_keys=False), VIPRewardTransform(goal), *behind]
+    return TransformedEnv(Free(), Compose(*chain))
+
+
+def step(env, td):
+    """One step of any batch: (what comes next, its reward)."""
+    following = env.step(td.copy().set("action", torch.zeros(*td.batch_size, 1)))["next"]
+    return following, following["reward"][..., 0]
+
+
 def test_rows_of_an_environment_without_a_state_have_goals_of_their_own():
-    class Free(GreyEnv):
-        batch_locked = False
-
-        def _step(self, tensordict):
-            pixels = tensordict["pixels"] + STEP
-            done = torch.zeros(*pixels.shape[:-3], 1, dtype=torch.bool)
-            out = {"pixels": pixels, "done": done, "terminated": done, "reward": done.float()}
-            return TensorDict(out, batch_size=tensordict.batch_size)
-
-    env = TransformedEnv(
-        Free(), Compose(VIPTransform(CountingEncoder(), del_keys=False), VIPRewardTransform())
-    )
-    td = env.reset(TensorDict(goal_embedding=z_of(200)))
-    rows = td.expand(2, 3).clone().set("action", torch.zeros(2, 3, 1))
+    env = free_env()
+    rows = env.reset(TensorDict(goal_embedding=z_of(200))).expand(2, 3).clone()
     rows["goal_embedding"][0] = z_of(0)
-    stepped = env.step(rows)["next"]
-    close(stepped["reward"], torch.tensor([-GAIN, GAIN]).reshape(2, 1, 1).expand(2, 3, 1))
-    close(stepped["goal_embedding"], rows["goal_embedding"])
+    following, reward = step(env, rows)
+    close(reward, torch.tensor([-GAIN, GAIN]).reshape(2, 1).expand(2, 3))
+    close(following["goal_embedding"], rows["goal_embedding"])
+
+
+def test_without_a_state_a_new_goal_counts_from_the_next_step_on():
+    env = free_env(goal=grey(200))
+    one = env.reset()
+    three = env.reset(TensorDict(batch_size=[3]))
+    three["goal_embedding"][1] = z_of(200) + 1  # a row with a goal of its own keeps it
+    env.transform[1].set_goal(grey(0))
+    one, reward = step(env, one)
+    close(reward, torch.tensor(-GAIN))
+    close(one["goal_embedding"], z_of(0))
+    close(step(env, one)[1], torch.tensor(-GAIN))
+    close(step(env, three)[1], torch.tensor([-GAIN, GAIN, -GAIN]))
+
+
+def test_without_a_state_batches_of_any_size_take_turns():
+    env = free_env(goal=grey(200))
+    five, four = (env.reset(TensorDict(batch_size=[n])) for n in (5, 4))
+    for _ in range(2):
+        five, four = env.reset(five), env.reset(four)
+        close(step(env, five)[1], torch.full((5,), GAIN))
+        close(step(env, four)[1], torch.full((4,), GAIN))
+        close(env.rollout(2)["next", "reward"], torch.full((2, 1), GAIN))
+    for n in (5, 4):
+        goals = z_of(0).expand(n, -1).clone()
+        goals[0] = z_of(200)
+        td = env.reset(TensorDict(goal_embedding=goals, batch_size=[n]))
+        td, reward = step(env, td)
+        close(reward, torch.tensor([GAIN] + [-GAIN] * (n - 1)))
+        close(step(env, td)[1], reward)
+    close(env.rollout(2)["next", "reward"], torch.full((2, 1), GAIN))
+
+
+def test_without_a_state_what_changes_the_embedding_behind_it_is_refused():
+    # it is read from the tensordict, where the next step would find something else
+    norm = ObservationNorm(loc=1.0, scale=3.0, in_keys=["vip_vec"])
+    with pytest.raises(ValueError, match="ObservationNorm changes .'vip_vec'.*other out_keys"):
+        free_env(norm, goal=grey(200)).rollout(2)
+    beside = ObservationNorm(loc=1.0, scale=3.0, in_keys=["vip_vec"], out_keys=["normed"])
+    rollout = free_env(beside, goal=grey(200)).rollout(2)
+    close(rollout["next", "reward"], torch.full((2, 1), GAIN))
+    close(rollout["normed"], 3 * rollout["vip_vec"] + 1)
+    with pytest.raises(RuntimeError, match="renames or drops"):
+        free_env(RenameTransform(["vip_vec"], ["obs"]), goal=grey(200)).rollout(2)
 
 
 # -- at resets -------------------------------------------------------------------------------------
@@ -340,14 +411,13 @@ def test_two_goals_of_an_environment_need_two_keys():
         env = TransformedEnv(GreyBatch(2), VIPTransform(CountingEncoder()))
         env.append_transform(VIPRewardTransform(grey(200), mode="keep", vip_reward_key="to_bright"))
         return env.append_transform(
-            VIPRewardTransform(
-                grey(0), mode="keep", vip_reward_key="to_dark", reward_key="reward", **options
-            )
+            VIPRewardTransform(grey(0), mode="keep", vip_reward_key="to_dark", **options)
         )
 
     with pytest.raises(ValueError, match="two goals under 'goal_embedding'"):
         make().reset()
     env = make(goal_key="dark_embedding")
+    check_env_specs(env)
     td = env.step(env.reset().set("action", torch.zeros(2, 1)))
     td = env.reset(env.step_mdp(td)).set("action", torch.zeros(2, 1))
     td = env.step(td)

@@ -33,6 +33,7 @@ from torchrl.data import HERReplayBuffer, LazyTensorStorage, TensorDictReplayBuf
 from torchrl.envs import (
     CatFrames,
     Compose,
+    ConditionalPolicySwitch,
     FrameSkipTransform,
     GymWrapper,
     NoopResetEnv,
@@ -443,6 +444,7 @@ def test_normalising_before_it_is_refused_where_the_goal_is_an_image():
     [
         partial(FrameSkipTransform, 2),
         partial(NoopResetEnv, 3, random=False),
+        partial(ConditionalPolicySwitch, policy=lambda td: td, condition=lambda td: False),
     ],
 )
 def test_what_steps_by_itself_is_refused_after_it(steps):

@@ -168,6 +168,17 @@ class Goals:
             self.images[new] = images[new]
         self._written_images = _replaced(self._written_images, images, rows)
 
+    def where_carried(self, carried: Tensor, batch: torch.Size) -> Tensor:
+        """The goal of each row of a tensordict that carries ``[*B, D]``: its own where it is not what
+        :meth:`write` gave; ``embedding`` itself where no row has one."""
+        own = _changed(carried, self._written, len(batch))
+        if not own.any():
+            return self.embedding
+        if own.all():
+            return carried
+        own = own.reshape(*batch, *[1] * self._tail)
+        return torch.where(own, carried, self.embedding.to(carried.device))
+
     def write(
         self, batch: torch.Size, device: torch.device | None, rows: Tensor | None = None
     ) -> Tensor:

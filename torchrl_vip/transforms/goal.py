@@ -61,6 +61,8 @@ class GoalTransform(Transform):
         # path is an error here.
         self._pending = None if goal is None else _read_goal(goal)
         self._goals = Goals(as_sets=nearest)
+        # Of an environment that takes any batch size (batch_locked=False): each size has its own.
+        self._sized: dict[torch.Size, Goals] = {}
 
     # -- given by the user -------------------------------------------------------------------------
 
@@ -76,7 +78,7 @@ class GoalTransform(Transform):
         Args:
             goal: as at construction.
             env_ids: indices or a mask of the environments that get it, in the order in which goals are
-                stacked; None is all of them.
+                stacked; None is all of them, of every batch size where the environment takes any.
 
         Raises:
             ValueError: as the class; or ``env_ids`` without an environment, twice or beyond them.
@@ -90,14 +92,15 @@ class GoalTransform(Transform):
                     raise
                 self._pending, self._goals.embedding = goal, None
                 return
-            self._goals.set(embedding)
-            self._pending = None
+            self._set_all(embedding)
             return
         batch = self._batch_size()
         if not batch:
             raise ValueError("env_ids= needs an environment with a batch dimension.")
         numbers = torch.arange(batch.numel()).reshape(batch)
         chosen = torch.as_tensor(env_ids).cpu()
+        if not chosen.numel():  # of an empty list the dtype is float
+            chosen = chosen.long()
         if chosen.dtype == torch.bool and chosen.numel() == batch.numel():
             chosen = chosen.reshape(batch)  # such as "done", which has one dimension more
         try:
@@ -114,12 +117,22 @@ class GoalTransform(Transform):
         embedding = self._embed_goal(goal, batch_in_front=torch.Size([len(order)]))
         if embedding.ndim > (2 if self.nearest else 1):
             embedding = embedding[order.argsort().to(embedding.device)]
-        self._goals.set_rows(embedding, rows.reshape(batch), batch)
+        self._goals_of(batch).set_rows(embedding, rows.reshape(batch), batch)
 
     def _resolve(self) -> None:
         if self._pending is not None:
-            self._goals.set(self._embed_goal(self._pending, self._batch_size()))
-            self._pending = None
+            self._set_all(self._embed_goal(self._pending, self._batch_size()))
+
+    def _set_all(self, embedding: Tensor) -> None:
+        for goals in (self._goals, *self._sized.values()):
+            goals.set(embedding)
+        self._pending = None
+
+    def _goals_of(self, batch: torch.Size) -> Goals:
+        container = self._safe_container()
+        if container is None or container.batch_locked:
+            return self._goals
+        return self._sized.setdefault(batch, copy.copy(self._goals))
 
     def _batch_size(self) -> torch.Size:
         container = self._safe_container()
@@ -158,9 +171,10 @@ class GoalTransform(Transform):
                 "gives."
             )
         if goal.shape[:-1] not in (torch.Size([]), batch):
+            each = f", or {[*batch, goal.shape[-1]]} for one per environment" if batch else ""
             raise ValueError(
-                f"goal embeddings of shape {tuple(goal.shape)}; wanted [{goal.shape[-1]}], or "
-                f"{[*batch, goal.shape[-1]]} for one per environment. A set of goals is a list."
+                f"goal embeddings of shape {tuple(goal.shape)}; wanted [{goal.shape[-1]}]{each}. A set "
+                "of goals is a list, the same for all environments."
             )
         if not goal.isfinite().all():
             raise ValueError("the goal embedding has values that are not finite.")
@@ -285,11 +299,12 @@ class GoalTransform(Transform):
     ) -> None:
         """Adopt the goals that ``env.reset(tensordict)`` brings, for the rows being reset."""
         self._resolve()
+        goals = self._goals_of(batch)
         every = torch.ones(batch, dtype=torch.bool) if rows is None else rows
         embedding = tensordict.get(self.goal_key, None)
         if embedding is not None:
             if self.nearest and embedding.ndim == len(batch) + 1:  # one goal each
-                known = self._goals.embedding
+                known = goals.embedding
                 count = 1 if known is None else known.shape[-2]
                 embedding = embedding.unsqueeze(-2).expand(*batch, count, -1)
             dim = self._dim()
@@ -300,7 +315,7 @@ class GoalTransform(Transform):
                 )
             if not embedding[every.to(embedding.device)].isfinite().all():
                 raise ValueError(f"{self.goal_key!r} at a reset has values that are not finite.")
-            self._goals.take(embedding, every)
+            goals.take(embedding, every)
         images = tensordict.get(self.goal_image_key, None)
         if images is not None:
             # of an encoder for goals alone the frames' size is not known here
@@ -311,26 +326,28 @@ class GoalTransform(Transform):
                     f"{self.goal_image_key!r} of shape {tuple(images.shape)} at a reset; wanted "
                     f"{tuple(spec.shape)}. set_goal(...) takes any size, goal_image_shape= declares another."
                 )
-            self._goals.take_images(images, every, self._embed_goal_images)
-        if self._goals.embedding is None:
+            goals.take_images(images, every, self._embed_goal_images)
+        if goals.embedding is None:
             raise ValueError(
                 f"{type(self).__name__} has no goal: pass goal= at construction, call set_goal(...), "
                 f"or put {self.goal_image_key!r} or {self.goal_key!r} in the tensordict of "
-                "env.reset(...)."
+                "env.reset(...). (What a lambda makes, ParallelEnv resets before you can: give it a "
+                "function or a partial.)"
             )
 
-    def _step_goal(self, tensordict: TensorDictBase) -> Tensor:
+    def _step_goal(self, tensordict: TensorDictBase, batch: torch.Size) -> Tensor:
         """The goal of this step, ``[D]`` or ``[*B, D]``."""
         self._resolve()
-        carried = tensordict.get(self.goal_key, None)
-        if carried is not None and not self.container.batch_locked:
-            return carried  # an environment without a state of its own: each row has its goal
-        if self._goals.embedding is None:
+        goals, carried = self._goals_of(batch), tensordict.get(self.goal_key, None)
+        if goals.embedding is None:
             # The tensordict was reset by another transform.
             if carried is None:
                 raise ValueError(f"{type(self).__name__} has no goal: call set_goal(...) or reset.")
-            self._goals.embedding = carried
-        return self._goals.embedding
+            goals.embedding = carried
+        if carried is None or self.container.batch_locked:
+            return goals.embedding
+        # An environment without a state of its own: each row has the goal that it carries.
+        return goals.where_carried(carried, batch)
 
     def _embed_goal_images(self, images: Tensor) -> Tensor:
         """``[n, *goal_image_shape]`` to ``[n, D]``; several cameras stand in dimension 1."""
@@ -346,7 +363,8 @@ class GoalTransform(Transform):
         self, tensordict: TensorDictBase, first: bool = False, rows: Tensor | None = None
     ) -> None:
         batch, device = tensordict.batch_size, tensordict.device
-        goal, other = self._goals.write(batch, device, rows), tensordict.get(self.goal_key, None)
+        goals = self._goals_of(batch)
+        goal, other = goals.write(batch, device, rows), tensordict.get(self.goal_key, None)
         if first and other is not None and (other.shape != goal.shape or (other != goal).any()):
             for transform in before(self, chain(self._safe_container())):
                 if isinstance(transform, GoalTransform) and transform.goal_key == self.goal_key:
@@ -355,11 +373,11 @@ class GoalTransform(Transform):
                     )
         tensordict.set(self.goal_key, goal)
         if first and self.wants_goal_image and not self._env_has_goal():
-            if self._goals.images is None:
+            if goals.images is None:
                 spec = self._goal_image_spec(batch)
-                self._goals.images = None if spec is None else spec.zero()
-            if self._goals.images is not None:
-                tensordict.set(self.goal_image_key, self._goals.write_images(device, rows))
+                goals.images = None if spec is None else spec.zero()
+            if goals.images is not None:
+                tensordict.set(self.goal_image_key, goals.write_images(device, rows))
 
     def _goal_spec(self, like: Composite) -> Unbounded:
         goal = self.goal
@@ -399,13 +417,13 @@ class GoalTransform(Transform):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if "goal" in state:
-            self._goals.set(state["goal"])
-            self._pending = None
+            self._set_all(state["goal"])
 
     def clone(self):
         """Like this one, with goals of its own from now on."""
         clone = super().clone()
         clone._goals = copy.copy(self._goals)
+        clone._sized = {batch: copy.copy(goals) for batch, goals in self._sized.items()}
         if clone.embedder is not None:
             clone.__dict__["embedder"] = clone.embedder.clone()
         return clone

@@ -13,6 +13,7 @@ from torchrl.data.tensor_specs import Composite, Unbounded
 from torchrl.envs import TransformedEnv
 from torchrl.envs.transforms import (
     AutoResetTransform,
+    ConditionalPolicySwitch,
     FrameSkipTransform,
     MultiAction,
     NoopResetEnv,
@@ -162,7 +163,7 @@ class VIPRewardTransform(GoalTransform):
     def _reset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
     ) -> TensorDictBase:
-        self._refuse_what_steps_after()
+        self._refuse_what_hides()
         batch = tensordict_reset.batch_size
         rows = reset_rows(tensordict, batch)
         if self._embeds:
@@ -186,9 +187,14 @@ class VIPRewardTransform(GoalTransform):
         if z is None or z.shape != z_next.shape or not self.container.batch_locked:
             # An environment without a state of its own steps from what it is given.
             if not all(key in tensordict.keys(True, True) for key in self._embedding_keys):
-                raise RuntimeError(f"{type(self).__name__}: step before the first reset.")
+                raise RuntimeError(
+                    f"{type(self).__name__} found no {self._embedding_keys} to step from: step before the "
+                    "first reset, or in an environment with batch_locked=False a transform behind it that "
+                    "renames or drops it."
+                )
             z = self._read(tensordict)
-        goal, batch = self._step_goal(tensordict), next_tensordict.batch_size
+        batch = next_tensordict.batch_size
+        goal = self._step_goal(tensordict, batch)
         rows = step_rows(tensordict, batch)
         if rows is not None:
             z_next = torch.where(_beside(rows, z_next), z_next, z)
@@ -200,7 +206,7 @@ class VIPRewardTransform(GoalTransform):
         if rows is not None:
             reward = reward * _beside(rows, reward)
         self._put_reward(next_tensordict, reward, self._reward_key())
-        if goal is self._goals.embedding:
+        if goal is self._goals_of(batch).embedding:
             self._write_goal(next_tensordict)
         else:
             next_tensordict.set(self.goal_key, goal)
@@ -229,9 +235,10 @@ class VIPRewardTransform(GoalTransform):
                 return space is None or hasattr(space, "spaces")
         return False
 
-    def _refuse_what_steps_after(self) -> None:
+    def _refuse_what_hides(self) -> None:
         """Transforms that step or reset the environment by themselves do so in a clone of what stands before
-        them: this one would not see it."""
+        them: this one would not see it. Nor would it see the embedding that it steps from, where that is
+        read from the tensordict and one behind it has changed it."""
         container = self._safe_container()
         transforms = chain(container)
         if any(isinstance(one, MultiAction) for one in chain(container, nested=False)):
@@ -242,10 +249,17 @@ class VIPRewardTransform(GoalTransform):
                 "Compose(VIPTransform(...), ...), auto_unwrap=False)."
             )
         for transform in transforms[len(before(self, transforms)) :]:
-            if isinstance(transform, FrameSkipTransform | NoopResetEnv):
+            if isinstance(transform, FrameSkipTransform | NoopResetEnv | ConditionalPolicySwitch):
                 raise ValueError(
                     f"{type(transform).__name__} steps the environment by itself, which "
                     f"{type(self).__name__} would not see: put it before the VIPTransform."
+                )
+            changed = set(self._embedding_keys) & set(transform.out_keys or ())
+            if changed and container is not None and not container.batch_locked:
+                raise ValueError(
+                    f"{type(transform).__name__} changes {sorted(map(str, changed))} behind "
+                    f"{type(self).__name__}, which in an environment with batch_locked=False steps from it: "
+                    "give it other out_keys."
                 )
 
     def _reset_on_native_autoreset(
@@ -340,6 +354,9 @@ class VIPRewardTransform(GoalTransform):
             return self.reward_key
         parent = self.parent if self._safe_container() is not None else None
         keys = ["reward"] if parent is None else list(parent.reward_keys)
+        for one in before(self, chain(self._safe_container())):
+            if isinstance(one, VIPRewardTransform) and one.mode == "keep":
+                keys = [key for key in keys if key != one._vip_key(one._reward_key())]
         if len(keys) != 1:
             raise ValueError(f"the environment has the rewards {keys}: choose with reward_key=.")
         self.reward_key = unravel_key(keys[0])
