@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from networks import tiny_resnet_encoder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from torchrl_vip import VIPEncoder
 from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.data.video import decode_once
 from torchrl_vip.pretrain.check import check_new, check_resumed, check_split, quoted, write_split
+from torchrl_vip.pretrain.features import embed_once
 from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog
 from torchrl_vip.pretrain.trainer import (
     freeze,
@@ -82,6 +85,7 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
         ("data.decode=never", "error: data.decode=never cannot be"),
         ("preset=robot", "(?s)preset/robot.*Available options(.|\n)*finetune"),
         ("data.path=/no/where", "error: /no/where is no folder"),
+        ("out_dir=", "error: out_dir is empty: give a path"),
         ("data.cache=2026", "error: data.cache=2026 is a number here, no path: write it as ./NAME"),
         (
             "preset=finetune imagenet=true",
@@ -184,7 +188,7 @@ def test_each_camera_of_an_episode_has_goals_of_its_own_and_none_is_parted() -> 
 
 def test_a_run_goes_on_with_the_settings_it_began_with(tmp_path: Path) -> None:
     began = tmp_path / "config.yaml"
-    config = {"lr": 1e-3, "gamma": 0.98, "steps": 10, "data": {"path": "a", "hold_out": []}}
+    config = {"lr": 1e-3, "steps": 10, "out_dir": "x", "data": {"path": "a", "hold_out": []}}
     check_resumed(config, began)  # there is none yet
     began.write_text(yaml.safe_dump(config))
     check_resumed(config | {"steps": 20, "data": {"path": "b", "hold_out": []}, "new": 1}, began)
@@ -215,7 +219,9 @@ def test_a_run_does_not_go_on_where_clips_have_changed_sides(tmp_path: Path, cap
         check_split(([a], [b, c]), began)
 
 
-@pytest.mark.parametrize("mine", ["config.yaml", "logs/a.txt", "best/a.txt"])
+@pytest.mark.parametrize(
+    "mine", ["config.yaml", "clips.json", "metrics.csv", "logs/a.txt", "best/a.txt"]
+)
 def test_a_run_does_not_begin_where_something_else_lies(tmp_path: Path, mine: str) -> None:
     check_new(tmp_path / "new", resume=True)
     (tmp_path / mine).parent.mkdir(exist_ok=True)
@@ -228,6 +234,48 @@ def test_a_run_does_not_begin_where_something_else_lies(tmp_path: Path, mine: st
     with pytest.raises(ValueError, match="finished run .final. without its checkpoints"):
         check_new(tmp_path, resume=True)
     check_new(tmp_path, resume=False)
+
+
+def test_checkpoints_of_another_project_are_neither_resumed_nor_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (tmp_path / "config.yaml").write_text("model: policy")
+    for name in ("step_1000.pt", "step_00001000.pt"):  # as they are called elsewhere, and as ours
+        (folder / name).touch()
+        for resume in (True, False):
+            with pytest.raises(ValueError, match="holds config.yaml of no pre-training run"):
+                check_new(tmp_path, resume=resume)
+    with pytest.raises(ValueError, match="of no pre-training run, though there are checkpoints"):
+        check_resumed({"data": {}, "steps": 1}, tmp_path / "config.yaml")
+    checkpoints = Checkpoints(folder, 1)
+    assert checkpoints.steps() == [1000]
+    checkpoints.clear()
+    assert [path.name for path in folder.iterdir()] == ["step_1000.pt"]
+
+
+def test_a_clip_that_changed_in_its_middle_is_embedded_anew(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "clips/a", 5)
+    encoder = VIPEncoder("resnet18", dim=8, image_size=32).eval()
+    config = {"views": 1, "stride": 1, "crop_scale": (1, 1), "flip": 0, "colour": 0}
+
+    def features() -> torch.Tensor:
+        table = decode_once(find_clips(tmp_path / "clips"), 32, tmp_path, progress=False)
+        table = embed_once(table, encoder, config, tmp_path, torch.float32, progress=False)
+        start = int(table.start[0])
+        return table.storage.get(slice(start, start + 5))["features"].clone()
+
+    before = features()
+    torch.testing.assert_close(features(), before, rtol=0, atol=0)
+    shutil.copy(folder / "4.png", folder / "2.png")
+    changed = features()
+    torch.testing.assert_close(changed[[0, 1, 3, 4]], before[[0, 1, 3, 4]])
+    torch.testing.assert_close(changed[2], before[4])
+
+
+def test_a_name_that_is_no_unicode_has_its_side(tmp_path: Path) -> None:
+    clips = [Clip(tmp_path / f"caf\udce9{i}.mp4", f"caf\udce9{i}.mp4") for i in range(4)]
+    train, validation = split_clips(clips, 0.5, [])
+    assert train and sorted(c.name for c in train + validation) == [c.name for c in clips]
 
 
 @pytest.mark.parametrize(
@@ -248,6 +296,9 @@ def test_a_run_does_not_begin_where_something_else_lies(tmp_path: Path, mine: st
 def test_any_path_is_taken_by_the_command_line(path: str) -> None:
     given = OverridesParser.create().parse_override(quoted(f"out_dir={path}")).value()
     assert given == (None if path == "null" else path)
+    if not {",", "'"} & set(path):
+        several = OverridesParser.create().parse_override(quoted(f"data.path=[{path},b c]")).value()
+        assert several == [None if path == "null" else path, "b c"]
 
 
 def test_the_command_line_leaves_the_rest_alone() -> None:

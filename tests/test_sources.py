@@ -3,6 +3,7 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,29 @@ def test_a_false_in_a_manifest_is_false(tmp_path: Path, no: str, yes: str) -> No
     folder = write_ego4d(tmp_path)
     (folder / "manifest.csv").write_text(f"path,len,success\nframes/a/,3,{no}\nframes/b/,4,{yes}\n")
     assert [clip.success for clip in find_clips(folder)] == [False, True]
+
+
+def test_a_success_that_nobody_judged_counts() -> None:
+    assert Clip(Path("a"), "a", {"success": None}).success
+    assert not Clip(Path("a"), "a", {"success": False}).success
+
+
+def test_a_clip_of_negative_length_is_named_and_left_out(tmp_path: Path) -> None:
+    folder = write_ego4d(tmp_path)
+    (folder / "manifest.csv").write_text("path,len\nframes/a/,-2\nframes/b/,4\n")
+    for decode in (partial(decode_once, cache=tmp_path / "cache"), decode_lazily):
+        table = decode(find_clips(folder), 8, progress=False)
+        assert [clip.name for clip in table.clips] == ["frames/b"]
+        assert list(table.skipped) == ["frames/a"]
+
+
+def test_labels_of_clips_that_are_not_there_are_told(tmp_path: Path) -> None:
+    write_folder(tmp_path / "a", 2)
+    entries = [{"file": "a", "task": "push"}, {"file": "b.mp4", "task": "pull"}]
+    (tmp_path / "index.json").write_text(json.dumps(entries))
+    with pytest.warns(UserWarning, match="1 of 2 entries .* name no clip there, such as .*b.mp4"):
+        (clip,) = find_clips(tmp_path)
+    assert clip.labels == {"task": "push"}
 
 
 def test_a_scene_may_have_the_number_zero() -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,9 +45,16 @@ class Clip:
 
     @property
     def success(self) -> bool:
-        """False where the label "success" says so, in a table's words too; True where there is none."""
-        said = str(self.labels.get("success", True)).strip().lower()
-        return said not in ("false", "0", "0.0", "no", "none", "")
+        """False where the label "success" says so, in a table's words too; True without one, or null."""
+        said = self.labels.get("success")
+        return said is None or str(said).strip().lower() not in (
+            "false",
+            "0",
+            "0.0",
+            "no",
+            "none",
+            "",
+        )
 
 
 def find_clips(source: str | Path) -> list[Clip]:
@@ -96,6 +104,13 @@ def folder_clips(folder: Path) -> list[Clip]:
             f"{folder} holds no clip; wanted video files ({', '.join(sorted(VIDEO_SUFFIXES))}) "
             "and/or folders of numbered frames (0.png, 1.png, ... or .jpg)."
         )
+    lost = sorted(labels.keys() - {p.resolve() for p in paths})
+    if lost:
+        warnings.warn(
+            f"{len(lost)} of {len(labels)} entries of the index.json or manifest.json in {folder} name no "
+            f"clip there, such as {lost[0]}: their labels are not used.",
+            stacklevel=3,
+        )
     return [
         Clip(p, p.relative_to(folder).as_posix(), labels.get(p.resolve(), {}))
         for p in sorted(paths)
@@ -141,7 +156,7 @@ def ego4d_clips(manifest: Path) -> list[Clip]:
                 manifest.parent / row["path"],
                 row["path"].rstrip("/"),
                 {k: v or "" for k, v in row.items() if k and k not in ("path", "len")},
-                span=(0, int(row["len"])),
+                span=(0, max(int(row["len"]), 0)),
             )
             for row in rows
         ]

@@ -214,7 +214,7 @@ def decode_once(
     parts.mkdir(parents=True, exist_ok=True)
     pixels, journal = folder / "pixels.u8", folder / "journal.jsonl"
     frame_bytes = 3 * size * size
-    keys = [_fingerprint(clip) for clip in clips]
+    keys = [fingerprint(clip) for clip in clips]
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one process decodes, others wait and find it done
         for left in parts.iterdir():  # by an interruption
@@ -291,7 +291,8 @@ def _try_decode(clip: Clip, size: int, path: Path) -> int | str:
     return count
 
 
-def _fingerprint(clip: Clip) -> str:
+def fingerprint(clip: Clip) -> str:
+    """Of its path, its files' sizes and times: another one where it has changed."""
     files = sorted(clip.path.iterdir()) if clip.path.is_dir() else [clip.path]
     stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
     known = (str(clip.path.resolve()), stats, *([clip.span] if clip.span else []))

@@ -16,6 +16,7 @@ import yaml
 
 from torchrl_vip.data.sources import Clip
 from torchrl_vip.encoders import ENCODERS
+from torchrl_vip.pretrain.state import CHECKPOINT
 
 
 def check(config: dict[str, Any]) -> None:
@@ -109,6 +110,8 @@ def check(config: dict[str, Any]) -> None:
         ("data.cache", data["cache"] or "none"),
         *(("data.path", path) for path in paths),
     ):
+        if path == "":
+            raise ValueError(f"{key} is empty: give a path, ./ for this folder.")
         if not isinstance(path, str | os.PathLike):
             raise ValueError(
                 f"{key}={path!r} is a number here, no path: write it as ./NAME on the command line."
@@ -134,15 +137,22 @@ PLAIN = re.compile(r"[\w./+-]*", re.ASCII)
 
 
 def quoted(argument: str) -> str:
-    """A path on the command line as Hydra takes it, be there brackets, umlauts or a ``~`` in it."""
+    """A path, or list of paths, on the command line as Hydra takes it, be there brackets, umlauts or a ``~``
+    in it."""
     field, equals, value = argument.partition("=")
     a_path = field in ("data.path", "data.cache", "out_dir", "encoder")
-    if not (equals and a_path) or value[:1] in ("[", "'", '"', "$") or value == "???":
+    if not (equals and a_path) or value[:1] in ("'", '"', "$") or value == "???":
         return argument
-    value = os.path.expanduser(value)
-    if not PLAIN.fullmatch(value):
-        value = "'" + value.replace("'", r"\'") + "'"
-    return f"{field}={value}"
+    if value[:1] != "[":
+        return f"{field}={_quoted(value)}"
+    if value[-1:] != "]" or {"'", '"', "$"} & set(value):
+        return argument
+    return f"{field}=[{','.join(_quoted(path.strip()) for path in value[1:-1].split(','))}]"
+
+
+def _quoted(path: str) -> str:
+    path = os.path.expanduser(path)
+    return path if PLAIN.fullmatch(path) else "'" + path.replace("'", r"\'") + "'"
 
 
 FREE = frozenset(
@@ -160,7 +170,12 @@ def check_resumed(config: dict[str, Any], began: Path) -> None:
     """
     if not began.exists():
         return
-    old, config = _flat(yaml.safe_load(began.read_text())), _flat(config)
+    old = _read_run(began)
+    if old is None:
+        raise ValueError(
+            f"{began} is of no pre-training run, though there are checkpoints: give another out_dir."
+        )
+    old, config = _flat(old), _flat(config)
     changed = [k for k in config if k in old and k not in FREE and old[k] != config[k]]
     if changed:
         raise ValueError(
@@ -205,25 +220,34 @@ def check_new(out: Path, *, resume: bool) -> None:
     ValueError names them. So too, unless ``resume`` is false, where a finished run has lost its checkpoints.
     """
     began = out / "config.yaml"
-    try:
-        old = yaml.safe_load(began.read_text()) if began.exists() else None
-    except (OSError, ValueError, yaml.YAMLError):
-        old = None
-    checkpoints = any((out / "checkpoints").glob("step_*.pt"))
-    if isinstance(old, dict) and {"data", "steps", "out_dir"} <= old.keys():
+    checkpoints = any((out / "checkpoints").glob(CHECKPOINT))
+    if _read_run(began) is not None:
         if resume and not checkpoints and (out / "final").exists():
             raise ValueError(
                 f"{out} holds a finished run (final) without its checkpoints, so it cannot go on: give "
                 "another out_dir, or resume=false to begin anew and replace it."
             )
         return
-    if checkpoints:
-        return
-    taken = [name for name in ("config.yaml", "logs", "best", "final") if (out / name).exists()]
+    if checkpoints and not began.exists():
+        return  # lost, or of a version that wrote none
+    taken = [name for name in WRITTEN if (out / name).exists()]
     if taken:
         raise ValueError(
             f"{out} holds {', '.join(taken)} of no pre-training run: give another out_dir."
         )
+
+
+WRITTEN = ("config.yaml", "clips.json", "metrics.csv", "curves.png", "logs", "best", "final")
+
+
+def _read_run(began: Path) -> dict[str, Any] | None:
+    """A run's config.yaml; None where there is none, or something else."""
+    try:
+        old = yaml.safe_load(began.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    ours = isinstance(old, dict) and {"data", "steps", "out_dir"} <= old.keys()
+    return old if ours and isinstance(old["data"], dict) else None
 
 
 def write_config(config: dict[str, Any], path: Path) -> None:

@@ -12,7 +12,7 @@ from torchrl.data import TensorStorage
 from tqdm import tqdm
 
 from torchrl_vip.data.sampler import augment, generator_at
-from torchrl_vip.data.video import FrameTable
+from torchrl_vip.data.video import FrameTable, fingerprint
 from torchrl_vip.encoders import FrozenEncoder, VIPEncoder
 from torchrl_vip.weights import weights_digest
 
@@ -81,9 +81,7 @@ def embed_once(
 
 def _fingerprint(table: FrameTable, network: FrozenEncoder, config: dict[str, Any]) -> str:
     """Of all that the features depend on: frames, weights, precision and augmentation."""
-    names = [clip.name for clip in table.clips]
+    clips = [fingerprint(clip) for clip in table.clips]
     options = [config[k] for k in ("views", "stride", "crop_scale", "flip", "colour")]
-    # a few pixels of each clip's first and last frame
-    ends = [table.clip_ends(i)[..., ::16, ::16].numpy().tobytes() for i in range(len(names))]
-    depends = (names, table.length.tolist(), ends, options, network.dtype)
+    depends = (clips, table.length.tolist(), options, network.image_size, network.dtype)
     return weights_digest(network, depends)[:16]

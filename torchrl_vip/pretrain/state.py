@@ -17,6 +17,9 @@ from torchrl.record.loggers import get_logger
 
 from torchrl_vip.weights import CheckpointError
 
+CHECKPOINT = f"step_{'[0-9]' * 8}.pt"
+"""What a checkpoint is called, and no other project's."""
+
 
 @contextmanager
 def sole_run(folder: Path) -> Iterator[None]:
@@ -50,8 +53,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are there, the newest first."""
-        stems = [path.stem.removeprefix("step_") for path in self.folder.glob("step_*.pt")]
-        return sorted((int(stem) for stem in stems if stem.isdigit()), reverse=True)
+        stems = [path.stem.removeprefix("step_") for path in self.folder.glob(CHECKPOINT)]
+        return sorted(map(int, stems), reverse=True)
 
     def path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}.pt"
@@ -125,7 +128,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Delete all: a run that starts anew is never resumed from them by accident."""
-        for path in self.folder.glob("step_*.*"):
+        for path in self.folder.glob(CHECKPOINT.removesuffix("pt") + "*"):
             path.unlink()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -43,7 +44,7 @@ from torchrl_vip.pretrain.check import (
     write_split,
 )
 from torchrl_vip.pretrain.features import embed_once
-from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog, sole_run
+from torchrl_vip.pretrain.state import CHECKPOINT, Best, Checkpoints, MetricsLog, sole_run
 from torchrl_vip.pretrain.validation import (
     marks_best,
     plot_curves,
@@ -85,7 +86,7 @@ def train(
 ) -> Path:
     """:func:`pretrain` after its checks: this process's part of the run, begun or gone on with."""
     total, first_process = config["steps"], shard[0] == 0
-    if config["resume"] and any((out / "checkpoints").glob("step_*.pt")):
+    if config["resume"] and any((out / "checkpoints").glob(CHECKPOINT)):
         check_resumed(config, out / "config.yaml")
         check_split(split, out / "clips.json")
     elif first_process:
@@ -143,10 +144,11 @@ def train(
     if first_process:
         if first == 0:
             checkpoints.clear()
-            write_split(split, out / "clips.json")
         else:
             print(f"resumed from step {first} of {total} ({checkpoints.path(first)})")
         write_config(config, out / "config.yaml")
+        if first == 0:
+            write_split(split, out / "clips.json")
     buffer.sampler.step = first
     log = MetricsLog(out / "metrics.csv", first, config["loggers"]) if first_process else None
     if log:
@@ -454,7 +456,7 @@ def split_clips(
         """In [0, 1), the same for all clips of a group, whatever else there is."""
         labels = (clip.labels.get(key) for key in ("group", "lab", "task", "episode"))
         group = next((label for label in labels if label not in (None, "")), clip.name)
-        return int(hashlib.sha256(str(group).encode()).hexdigest(), 16) % 10_000 / 10_000
+        return int(hashlib.sha256(os.fsencode(str(group))).hexdigest(), 16) % 10_000 / 10_000
 
     clips = [clip for clip in clips if not labelled(clip, hold_out)]
     if isinstance(validation, list):
