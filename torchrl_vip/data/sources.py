@@ -47,14 +47,8 @@ class Clip:
     def success(self) -> bool:
         """False where the label "success" says so, in a table's words too; True without one, or null."""
         said = self.labels.get("success")
-        return said is None or str(said).strip().lower() not in (
-            "false",
-            "0",
-            "0.0",
-            "no",
-            "none",
-            "",
-        )
+        said = "yes" if said is None else str(said).strip().lower()
+        return said not in ("false", "0", "0.0", "no", "none", "")
 
 
 def find_clips(source: str | Path) -> list[Clip]:

@@ -215,6 +215,10 @@ def write_split(split: tuple[Sequence[Clip], Sequence[Clip]], path: Path) -> Non
     os.replace(part, path)
 
 
+WRITTEN = ("config.yaml", "clips.json", "metrics.csv", "curves.png", "logs", "best", "final")
+"""What a run writes into its folder, beside its checkpoints."""
+
+
 def check_new(out: Path, *, resume: bool) -> None:
     """Refuse to begin a run in a folder with files that it would take for an earlier run's, and replace:
     ValueError names them. So too, unless ``resume`` is false, where a finished run has lost its checkpoints.
@@ -235,9 +239,6 @@ def check_new(out: Path, *, resume: bool) -> None:
         raise ValueError(
             f"{out} holds {', '.join(taken)} of no pre-training run: give another out_dir."
         )
-
-
-WRITTEN = ("config.yaml", "clips.json", "metrics.csv", "curves.png", "logs", "best", "final")
 
 
 def _read_run(began: Path) -> dict[str, Any] | None:
