@@ -275,6 +275,9 @@ def test_without_a_state_batches_of_any_size_take_turns():
         close(reward, torch.tensor([GAIN] + [-GAIN] * (n - 1)))
         close(step(env, td)[1], reward)
     close(env.rollout(2)["next", "reward"], torch.full((2, 1), GAIN))
+    close(env.transform[1].goal, z_of(200))
+    env.reset(TensorDict(goal_embedding=z_of(5)))
+    close(env.transform[1].goal, z_of(5))  # of the environment's own batch size
 
 
 def test_without_a_state_what_changes_the_embedding_behind_it_is_refused():

@@ -70,7 +70,7 @@ class GoalTransform(Transform):
     def goal(self) -> Tensor | None:
         """Goal embedding(s), float32 ``[D]`` or ``[*B, D]`` (``[..., G, D]`` with "nearest")."""
         self._resolve()
-        return self._goals.embedding
+        return self._goals_of(self._batch_size()).embedding
 
     def set_goal(self, goal: Any, env_ids: int | Sequence[int] | Tensor | None = None) -> None:
         """Give a new goal, from the next step on.
@@ -129,6 +129,7 @@ class GoalTransform(Transform):
         self._pending = None
 
     def _goals_of(self, batch: torch.Size) -> Goals:
+        """Those of the environments in a batch of this shape."""
         container = self._safe_container()
         if container is None or container.batch_locked:
             return self._goals
