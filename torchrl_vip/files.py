@@ -1,0 +1,82 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+LEFTOVER_AGE = 60.0  # seconds; a younger temporary file may be another writer's, not yet locked
+
+
+def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> Path:
+    """Write a file through a temporary one beside it, which then takes its name.
+
+    A reader sees the old file or the new one. A writer that was killed leaves a temporary file; the next
+    write of the same path deletes it. Several processes may write one path: the last one wins.
+
+    Args:
+        path: of the file; its folder exists.
+        write: called with the path of the temporary file, which is there and empty; writes into it.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        OSError: it could not be written. The message names the path and the free space; the old file stays.
+    """
+    path = Path(path)
+    delete_leftovers(path)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "xb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # gone with this process, killed or not
+            write(part)
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+    except BaseException as error:
+        written = part.stat().st_size if part.exists() else 0
+        part.unlink(missing_ok=True)
+        if _is_of_the_disk(error):
+            raise _failure(path, error, written) from error
+        raise
+    return path
+
+
+def delete_leftovers(path: Path) -> None:
+    """Delete the temporary files of writers of ``path`` that were killed."""
+    now = time.time()
+    for part in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
+        try:
+            if now - part.stat().st_mtime < LEFTOVER_AGE:
+                continue
+            with open(part, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
+        except OSError:  # being written, or gone meanwhile
+            continue
+
+
+def _is_of_the_disk(error: BaseException) -> bool:
+    """Whether writing failed; safetensors and torch have types of their own for that."""
+    if isinstance(error, RuntimeError):
+        return "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error)
+    return isinstance(error, OSError | SafetensorError)
+
+
+def _failure(path: Path, error: BaseException, written: int) -> OSError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    try:
+        free = f"{shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free there"
+    except OSError:
+        free = f"its folder {path.parent} cannot be read"
+    message = f"{path} could not be written ({reason}) after {written / 1e6:,.1f} MB; {free}."
+    return OSError(message)
