@@ -288,23 +288,63 @@ def transitions(n=6):
     )
 
 
+def buffer_of(*transforms):
+    """Six transitions, through the transforms given whole or appended one by one."""
+    buffer = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(6), batch_size=4, transform=transforms[0]
+    )
+    for transform in transforms[1:]:
+        buffer.append_transform(transform)
+    buffer.extend(transitions())
+    return buffer
+
+
 def test_replay_buffer_computes_rewards():
     encoder = CountingEncoder()
-    for transform in (
-        Compose(VIPTransform(encoder), VIPRewardTransform(z_of(200))),
-        Compose(VIPTransform(encoder), VIPRewardTransform(grey(200), encoder=encoder)),
-        VIPRewardTransform(grey(200), encoder=encoder, in_keys=["pixels"]),
+    for transforms in (
+        [Compose(VIPTransform(encoder), VIPRewardTransform(z_of(200)))],
+        [Compose(VIPTransform(encoder), VIPRewardTransform(grey(200), encoder=encoder))],
+        [VIPRewardTransform(grey(200), encoder=encoder, in_keys=["pixels"])],
+        [Compose(VIPTransform(encoder), VIPRewardTransform(grey(200)))],
+        [VIPTransform(encoder), VIPRewardTransform(grey(200))],
+        [Compose(Compose(VIPTransform(encoder)), Compose(VIPRewardTransform(grey(200))))],
     ):
-        buffer = TensorDictReplayBuffer(
-            storage=LazyTensorStorage(6), batch_size=4, transform=transform
-        )
-        buffer.extend(transitions())
-        close(buffer.sample()["next", "reward"], torch.full((4, 1), GAIN))
+        sample = buffer_of(*transforms).sample()
+        close(sample["next", "reward"], torch.full((4, 1), GAIN))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("scale", ["auto", "auto-other"])
+def test_a_replay_buffer_takes_the_scale_of_the_encoder_before(apart, scale):
+    encoder = CountingEncoder()
+    encoder.config = {"reward_scale": 3.0, "reward_scale_other": 5.0}
+    transforms = [VIPTransform(encoder), VIPRewardTransform(grey(200), scale=scale)]
+    buffer = buffer_of(*transforms) if apart else buffer_of(Compose(*transforms))
+    gain = {"auto": 3.0, "auto-other": 5.0}[scale] * GAIN
+    close(buffer.sample()["next", "reward"], torch.full((4, 1), gain))
+
+
+def test_a_replay_buffer_of_embeddings_alone_says_what_a_goal_image_needs():
+    rows = VIPTransform(CountingEncoder())(transitions())
+    buffer = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(6), batch_size=4, transform=VIPRewardTransform(grey(200))
+    )
+    buffer.extend(rows)
     with pytest.raises(RuntimeError, match="replay buffer.*embedding, or pass encoder="):
-        bad = Compose(VIPTransform(encoder), VIPRewardTransform(grey(200)))
-        buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(6), batch_size=4, transform=bad)
-        buffer.extend(transitions())
         buffer.sample()
+
+
+def test_an_unknown_next_embedding_is_no_reward_and_one_warning():
+    rows = VIPTransform(CountingEncoder())(transitions())
+    rows["next", "vip_vec"][[1, 4]] = torch.nan
+    for form in ("difference", "distance"):
+        with pytest.warns(UserWarning, match="of 2 of 6 rows is not known") as warned:
+            reward = VIPRewardTransform(z_of(200), form=form)(rows)["next", "reward"].flatten()
+        assert len(warned) == 1 and reward[[1, 4]].tolist() == [0, 0]
+        assert reward[[0, 2, 3, 5]].isfinite().all() and reward[0] != 0
+    rows["vip_vec"][2] = torch.nan
+    with pytest.raises(ValueError, match="of 1 of 6 rows is not finite"):
+        VIPRewardTransform(z_of(200))(rows)
 
 
 def test_goals_of_the_sampled_rows():

@@ -1,22 +1,141 @@
-"""Goals: reading their images, telling these from embeddings, and who has which in a batch."""
+"""Goals: reading and embedding them, and who has which in a batch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from tensordict import NestedKey, unravel_key
+from torch import Tensor, nn
+
+from torchrl_vip.functional import to_chw
+
+ONE_FOR_ALL = torch.Size([])
+"""Batch shape of a goal that is not stacked."""
 
 
-def read_image(goal: Any) -> Tensor:
+class ImageEmbedder(Protocol):
+    """What embeds the images of one camera: a :class:`torchrl_vip.VIPTransform`."""
+
+    dim: int
+    encoder: nn.Module
+    channel_dim: int | None
+
+
+class GoalEmbedder(Protocol):
+    """What goals are embedded for: see :mod:`torchrl_vip.transforms.source`."""
+
+    dim: int | None
+
+    @property
+    def goal_vip(self) -> ImageEmbedder: ...
+
+    def cameras(self, goal: Any = None) -> list[NestedKey]: ...
+
+
+def read_goal(goal: Any) -> Any:
+    """Files opened, arrays converted, tensors copied; a list or dict of goals stays one.
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError: see :func:`read_image`.
+    """
+    if isinstance(goal, Mapping):
+        return {unravel_key(k): read_image(v).clone() for k, v in goal.items()}
+    if isinstance(goal, list | tuple):
+        return [read_goal(g) for g in goal]
+    return read_image(goal).clone()  # a camera's buffer shows something else by the first use
+
+
+def embed_goal(
+    goal: Any, embedder: GoalEmbedder, batch: torch.Size = ONE_FOR_ALL, *, as_set: bool = False
+) -> Tensor:
+    """The embedding of a goal.
+
+    Args:
+        goal: as :func:`read_goal` returns it: an image, an embedding, a list of these, or a dict from
+            camera to image.
+        embedder: embeds images, knows the cameras and the size of the embedding.
+        batch: ``*B``, of goals that are stacked, one for each environment.
+        as_set: a list is a set of G goals, of which the nearest counts, instead of their mean.
+
+    Returns:
+        float32 ``[D]`` or ``[*B, D]``; ``[..., G, D]`` of a set.
+
+    Raises:
+        ValueError, TypeError: a goal of wrong rank, size, channels or range.
+        RuntimeError: an image, and nothing to embed it in reach.
+    """
+    if isinstance(goal, list | tuple):
+        if not goal:
+            raise ValueError("an empty list of goals; wanted at least one.")
+        if any(isinstance(one, list | tuple) for one in goal):
+            raise ValueError("a list of lists of goals; wanted a list of images or embeddings.")
+        each = torch.stack([_embed_one(one, embedder, ONE_FOR_ALL) for one in goal], -2)
+        return each if as_set else each.mean(-2)
+    one = _embed_one(goal, embedder, batch)
+    return one.unsqueeze(-2) if as_set else one
+
+
+def _embed_one(goal: Any, embedder: GoalEmbedder, batch: torch.Size) -> Tensor:
+    cameras = embedder.cameras(goal)
+    if isinstance(goal, Mapping):
+        vip = embedder.goal_vip
+        if missing := [camera for camera in cameras if camera not in goal]:
+            raise ValueError(f"the goal has no image of camera {missing}; got {list(goal)}.")
+        return torch.cat([_embed_image(goal[camera], vip, batch) for camera in cameras], -1)
+    if is_image(goal, embedder.dim, batch):
+        if len(cameras) > 1:
+            raise ValueError(
+                f"one goal image for {len(cameras)} cameras: pass a dict {{key: image}} with the keys "
+                f"{cameras}."
+            )
+        return _embed_image(goal, embedder.goal_vip, batch)
+    if embedder.dim is not None and goal.shape[-1] != embedder.dim:
+        raise ValueError(
+            f"goal embedding of shape {tuple(goal.shape)}; wanted [..., {embedder.dim}], what the encoder "
+            "gives."
+        )
+    if goal.shape[:-1] not in (ONE_FOR_ALL, batch):
+        each = f", or {[*batch, goal.shape[-1]]} for one per environment" if batch else ""
+        raise ValueError(
+            f"goal embeddings of shape {tuple(goal.shape)}; wanted [{goal.shape[-1]}]{each}. A set of "
+            "goals is a list, the same for all environments."
+        )
+    if not goal.isfinite().all():
+        raise ValueError("the goal embedding has values that are not finite.")
+    return goal.detach().to(torch.float32, copy=True)
+
+
+def _embed_image(image: Tensor, vip: ImageEmbedder, batch: torch.Size) -> Tensor:
+    try:
+        try:
+            image = to_chw(image)  # a file's layout need not be the frames'
+        except ValueError:
+            image = to_chw(image, vip.channel_dim)
+        lead = image.shape[:-3]
+        if lead not in (ONE_FOR_ALL, batch):
+            raise ValueError(
+                f"images stacked as {tuple(lead)} for an environment of batch shape {tuple(batch)}. A set "
+                "of goals is a list"
+            )
+        return vip.encoder(image, channel_dim=-3).detach()
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"goal image: {error}") from error
+
+
+def read_image(goal: Any, what: str = "goal") -> Tensor:
     """An image as a tensor: files are decoded, arrays and PIL images converted.
 
     A tensor is returned as it is: it may be an embedding.
+
+    Args:
+        goal: a path, PIL image, array or tensor.
+        what: it is called in an error.
 
     Returns:
         uint8 ``[H, W, 3]`` of a file or PIL image; else what was given, as a tensor.
@@ -47,8 +166,8 @@ def read_image(goal: Any) -> Tensor:
     if isinstance(goal, np.ndarray):
         return torch.from_numpy(np.require(goal, requirements=["C", "W"]))
     raise TypeError(
-        f"a goal of type {type(goal).__name__}; wanted an image (tensor, array or PIL), a path, an "
-        "embedding, or a list of these."
+        f"a {what} of type {type(goal).__name__}; wanted an image (tensor, array or PIL) or a path"
+        + (", an embedding, or a list of these." if what == "goal" else ".")
     )
 
 

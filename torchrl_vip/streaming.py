@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -65,18 +66,32 @@ class VIPReward:
         """The goal's embedding, ``[D]``."""
         return self._core.goal
 
-    def set_goal(self, goal: Any) -> None:
-        """Give a new goal; the next reward is the first after it and measures from there."""
+    @property
+    def last_distance(self) -> float | None:
+        """Distance to the goal, embedding units, of the last frame that was given to :meth:`reward` or
+        :meth:`reset`, without encoding it again; None before the first."""
+        return None if self._z is None else float(self._core.distance_to_goal(self._z))
+
+    def set_goal(self, goal: Any, *, restart: bool = True) -> None:
+        """Give a new goal.
+
+        Args:
+            goal: as at construction.
+            restart: the next frame begins an episode. False goes on: the next reward measures from the
+                last frame to the next one, both for the new goal.
+        """
         self._core.set_goal(goal)
-        self.reset()
+        if restart:
+            self.reset()
 
     def reset(self, frame: Any = None) -> None:
         """Start an episode, from its first frame where there is one."""
         self._z = None if frame is None else self._embed(frame)
 
     def distance(self, frame: Any) -> float:
-        """Distance of a frame to the goal, embedding units; changes nothing."""
-        return -float(self._core._reward_of(self._embed(frame), "distance", 1.0))
+        """Distance of any frame to the goal, embedding units; changes nothing. Of the frame that was just
+        rewarded :attr:`last_distance` knows it."""
+        return float(self._core.distance_to_goal(self._embed(frame)))
 
     def reward(self, frame: Any) -> float:
         """Reward of having come to this frame.
@@ -91,25 +106,31 @@ class VIPReward:
         z_next = self._embed(frame)
         z = z_next if self._z is None else self._z
         self._z = z_next
-        return float(self._core._reward_of(z_next, z=z))
+        return float(self._core.reward_between(z, z_next))
 
     def _embed(self, frame: Any) -> Tensor:
         if frame is None:
             raise ValueError("no frame (None): the camera gave no picture; wanted [H, W, 3].")
-        frame = read_image(frame)
+        frame = read_image(frame, "frame")
         if frame.ndim != 3:
             raise ValueError(f"a frame of shape {tuple(frame.shape)}; wanted one image, [H, W, 3].")
         return self._core.embedder.embed(frame)
 
 
-class VIPRewardWrapper(gymnasium.Wrapper):
+class VIPRewardWrapper(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
     """A gymnasium environment whose reward is VIP's.
+
+    An environment that is stepped on after an episode's end has reset itself, as gymnasium's Autoreset
+    wrapper does: that step begins an episode, and its reward is 0.
 
     Args:
         env: renders (``render_mode="rgb_array"``), or has frames in its observation.
         goal: see :class:`VIPReward`.
         pixels: None renders; a string reads ``observation[pixels]``; ``""`` says that the
             observation is the frame.
+        frames: what makes an upright RGB frame of what the environment shows, such as
+            ``lambda frame: frame[::-1]`` where it comes upside down or ``lambda frame: frame[..., ::-1]``
+            where it is BGR. Goals are given upright and RGB.
         mode: ``"replace"`` or ``"add"``; the environment's own reward is always in
             ``info["env_reward"]``, the distance to the goal in ``info["vip_distance"]``.
         **options: of :class:`VIPReward`.
@@ -124,10 +145,21 @@ class VIPRewardWrapper(gymnasium.Wrapper):
         goal: Any = None,
         *,
         pixels: str | None = None,
+        frames: Callable[[np.ndarray], np.ndarray] | None = None,
         mode: str = "replace",
         **options: Any,
     ):
-        super().__init__(env)
+        # What gymnasium.make needs to build the environment again from its spec.
+        gymnasium.utils.RecordConstructorArgs.__init__(
+            self,
+            _disable_deepcopy=True,
+            goal=goal,
+            pixels=pixels,
+            frames=frames,
+            mode=mode,
+            **options,
+        )
+        gymnasium.Wrapper.__init__(self, env)
         if mode not in ("replace", "add"):
             raise ValueError(f"mode={mode!r}; wanted 'replace' or 'add'.")
         if pixels is None and env.render_mode != "rgb_array":
@@ -135,28 +167,37 @@ class VIPRewardWrapper(gymnasium.Wrapper):
                 f"the environment has render_mode={env.render_mode!r}: make it with "
                 'render_mode="rgb_array", or say with pixels= where its observation has frames.'
             )
-        self.pixels, self.mode = pixels, mode
+        self.pixels, self.frames, self.mode = pixels, frames, mode
         self.vip = VIPReward(goal, **options)
+        self._ended = False
 
     def set_goal(self, goal: Any) -> None:
         """Give a new goal, from the next step on."""
-        self.vip._core.set_goal(goal)
+        self.vip.set_goal(goal, restart=False)
 
     def reset(self, **kwargs):
         observation, info = self.env.reset(**kwargs)
         self.vip.reset(self._frame(observation))
+        self._ended = False
         return observation, info
 
     def step(self, action):
         observation, env_reward, terminated, truncated, info = self.env.step(action)
-        reward = self.vip.reward(self._frame(observation))
-        distance = -float(self.vip._core._reward_of(self.vip._z, "distance", 1.0))
-        info = {**info, "env_reward": env_reward, "vip_distance": distance}
+        frame, reward = self._frame(observation), 0.0
+        if self._ended:
+            self.vip.reset(frame)
+        else:
+            reward = self.vip.reward(frame)
+        self._ended = bool(terminated or truncated)
+        info = {**info, "env_reward": env_reward, "vip_distance": self.vip.last_distance}
         reward = reward + (float(env_reward) if self.mode == "add" else 0.0)
         return observation, reward, terminated, truncated, info
 
     def _frame(self, observation) -> np.ndarray:
         if self.pixels is None:
-            return self.env.render()
-        frame = observation if self.pixels == "" else observation[self.pixels]
+            frame = self.env.render()
+        else:
+            frame = observation if self.pixels == "" else observation[self.pixels]
+        if self.frames is not None:
+            frame = self.frames(frame)
         return frame if isinstance(frame, torch.Tensor) else np.asarray(frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,30 +11,33 @@ import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 from torchrl.data.tensor_specs import Composite, Unbounded
-from torchrl.envs import TransformedEnv
-from torchrl.envs.transforms import (
-    AutoResetTransform,
-    ConditionalPolicySwitch,
-    FrameSkipTransform,
-    MultiAction,
-    NoopResetEnv,
-    VecGymEnvTransform,
-)
+from torchrl.envs.transforms import Transform
 
-from torchrl_vip.functional import check_form, goal_reward
+from torchrl_vip.functional import check_form, goal_distance, goal_reward
 from torchrl_vip.goals import align
-from torchrl_vip.transforms.goal import GoalTransform, before, chain
-from torchrl_vip.transforms.vip import (
-    EncoderLike,
-    VIPTransform,
-    next_key,
+from torchrl_vip.transforms.goal import IMAGE_KEY, GoalState
+from torchrl_vip.transforms.keys import (
+    as_keys,
+    broadcast_rows,
+    flagged_rows,
     reset_rows,
-    stands,
     step_rows,
 )
+from torchrl_vip.transforms.placement import (
+    check_order,
+    environment_of,
+    is_attached,
+    last_frames_arrive,
+    transforms_before,
+)
+from torchrl_vip.transforms.source import Source, find_source
+from torchrl_vip.transforms.vip import EncoderLike, VIPTransform
+
+CALIBRATED_SCALES = {"auto": "reward_scale", "auto-other": "reward_scale_other"}
+"""Values of ``scale`` that are read from a checkpoint's config, and the field."""
 
 
-class VIPRewardTransform(GoalTransform):
+class VIPRewardTransform(Transform):
     """Reward from the distance to a goal image.
 
     Reads the embedding that a :class:`VIPTransform` before it wrote, without a second forward, and
@@ -115,221 +119,265 @@ class VIPRewardTransform(GoalTransform):
         goal_image_shape: Sequence[int] | None = None,
         goal_key: NestedKey = "goal_embedding",
     ):
-        in_keys = ["vip_vec"] if in_keys is None else in_keys
-        in_keys = [in_keys] if isinstance(in_keys, str | tuple) else list(in_keys)
         for name, value, choices in (
             ("mode", mode, ("replace", "add", "keep")),
             ("goal_reduction", goal_reduction, ("mean", "nearest")),
         ):
             if value not in choices:
                 raise ValueError(f"{name}={value!r}; wanted one of {', '.join(choices)}.")
-        if isinstance(scale, str) and scale != "auto":
-            raise ValueError(f"scale={scale!r}; wanted a number or 'auto'.")
+        if isinstance(scale, str) and scale not in CALIBRATED_SCALES:
+            raise ValueError(
+                f"scale={scale!r}; wanted a number or one of {', '.join(CALIBRATED_SCALES)}."
+            )
         check_form(form, 0.0)
-        if weights is not None and (scale == "auto" or (form == "sparse" and threshold is None)):
+        calibrated = isinstance(scale, str) or (form == "sparse" and threshold is None)
+        if weights is not None and calibrated:
             raise ValueError(
                 "with weights the distance has other units than the checkpoint's scale='auto' and "
                 "threshold=None: give numbers."
             )
-        super().__init__(
-            goal,
-            in_keys,
-            encoder=encoder,
-            nearest=goal_reduction == "nearest",
-            goal_image_shape=goal_image_shape,
-            goal_key=goal_key,
-        )
+        super().__init__(in_keys=as_keys("vip_vec" if in_keys is None else in_keys))
+        if encoder is not None and not isinstance(encoder, VIPTransform):
+            encoder = VIPTransform(encoder, in_keys=self.in_keys, del_keys=False)
+        # Not registered, like a VIPTransform's own encoder: it is frozen.
+        self.__dict__["embedder"] = encoder
         self.reward_key = None if reward_key is None else unravel_key(reward_key)
         self.mode, self.form, self.gamma = mode, form, gamma
         self.vip_reward_key = None if vip_reward_key is None else unravel_key(vip_reward_key)
         self.scale, self.threshold = scale, threshold
         self.weights = None if weights is None else [float(weight) for weight in weights]
+        self.nearest = goal_reduction == "nearest"
+        self._goals = GoalState(
+            goal, key=goal_key, nearest=self.nearest, image_shape=goal_image_shape
+        )
+        # Where the embeddings come from, at the place where this transform was last seen to stand.
+        self._source: Source | None = None
+        self._last_frames_arrive = True
         # Embedding of the current frames, [*B, D]. The tensordict may hold what later transforms made of
         # it, and workers of a ParallelEnv are sent no observations.
         self._last: Tensor | None = None
 
-    def _read(self, tensordict: TensorDictBase, prefix: bool = False) -> Tensor:
-        """The embedding to compare, ``[*B, D]``."""
-        parts = []
-        for key in self._embedding_keys:
-            z = tensordict.get(next_key(key) if prefix else key, None)
-            if z is None:
-                raise KeyError(self._absent(next_key(key) if prefix else key, tensordict))
-            parts.append(z)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    # -- goals -------------------------------------------------------------------------------------
+
+    @property
+    def goal(self) -> Tensor | None:
+        """Goal embedding(s), float32 ``[D]`` or ``[*B, D]`` (``[..., G, D]`` with "nearest")."""
+        environment = environment_of(self)
+        if self._goals.is_pending:
+            self._goals.embed_pending(self._find_source(), environment)
+        return self._goals.embedding(environment)
+
+    @property
+    def goal_key(self) -> NestedKey:
+        """Of the goals' embeddings in the tensordict."""
+        return self._goals.key
+
+    def set_goal(self, goal: Any, env_ids: int | Sequence[int] | Tensor | None = None) -> None:
+        """Give a new goal, from the next step on.
+
+        Args:
+            goal: as at construction.
+            env_ids: indices or a mask of the environments that get it, in the order in which goals are
+                stacked; None is all of them, of every batch size where the environment takes any.
+
+        Raises:
+            ValueError: as the class; or ``env_ids`` without an environment, twice or beyond them.
+        """
+        source, environment = self._find_source(), environment_of(self)
+        if env_ids is None:
+            self._goals.set(goal, source, environment)
+        else:
+            self._goals.set_some(goal, source, environment, env_ids)
+
+    # -- the number --------------------------------------------------------------------------------
+
+    def distance_to_goal(self, z: Tensor, goal: Tensor | None = None) -> Tensor:
+        """Distances of embeddings ``[*B, D]``: ``[*B]``, embedding units (times the weights')."""
+        return goal_distance(z, self._goal_or_own(goal, z), self.weights)
+
+    def reward_between(
+        self, z: Tensor | None, z_next: Tensor, goal: Tensor | None = None
+    ) -> Tensor:
+        """Reward of going from embeddings ``z`` to ``z_next``, ``[*B, D]`` each, by our options: ``[*B]``.
+
+        ``z`` is needed for the forms that compare; ``goal`` broadcasts (a set of goals: ``[..., G, D]``),
+        None is this transform's own.
+        """
+        return goal_reward(
+            z,
+            z_next,
+            self._goal_or_own(goal, z_next),
+            form=self.form,
+            scale=self._scale(z_next.shape[-1]),
+            gamma=self.gamma,
+            threshold=self._threshold(z_next.shape[-1]),
+            weights=self.weights,
+        )
+
+    def _goal_or_own(self, goal: Tensor | None, z: Tensor) -> Tensor:
+        goal = self.goal if goal is None else goal
+        if goal is None:
+            raise ValueError("there is no goal yet: call set_goal(...).")
+        return goal.to(z.device)
+
+    def _scale(self, dim: int) -> float:
+        if not isinstance(self.scale, str):
+            return self.scale
+        field = CALIBRATED_SCALES[self.scale]
+        scale, root_of_cameras = self._calibrated(field, dim)
+        if scale is None:
+            raise ValueError(
+                f"scale={self.scale!r}: this encoder's config has no {field}; give a number."
+            )
+        return scale / root_of_cameras
+
+    def _threshold(self, dim: int) -> float | None:
+        if self.form != "sparse" or self.threshold is not None:
+            return self.threshold
+        threshold, root_of_cameras = self._calibrated("success_threshold", dim)
+        return None if threshold is None else threshold * root_of_cameras
+
+    def _calibrated(self, field: str, dim: int) -> tuple[float | None, float]:
+        """A number of the checkpoint's config, which is of one camera; and √K, by which a distance between
+        K cameras' embeddings joined, ``dim`` numbers, is longer."""
+        try:
+            vip = self._known_source().goal_vip
+        except RuntimeError as error:
+            raise ValueError(
+                "scale='auto', and form='sparse' without threshold=, read the encoder's config, and no "
+                "encoder is in reach here: pass encoder=, or numbers."
+            ) from error
+        return getattr(vip.encoder, "config", {}).get(field), math.sqrt(dim / vip.dim)
+
+    # -- where it stands ---------------------------------------------------------------------------
+
+    def _find_source(self, rows: TensorDictBase | None = None) -> Source:
+        """Look where the embeddings come from; when specs are made, at resets, and for rows of a buffer."""
+        self._source = find_source(self, self.embedder, rows)
+        self._last_frames_arrive = last_frames_arrive(environment_of(self))
+        return self._source
+
+    def _known_source(self) -> Source:
+        return self._source or self._find_source()
 
     # -- in an environment ------------------------------------------------------------------------
 
     def _reset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
     ) -> TensorDictBase:
-        self._refuse_what_hides()
+        source, environment = self._find_source(), environment_of(self)
+        check_order(self, source.keys)
         batch = tensordict_reset.batch_size
         rows = reset_rows(tensordict, batch)
-        if self._embeds:
-            tensordict_reset = self.embedder._reset(tensordict, tensordict_reset)
-        if self._env_has_goal():
-            tensordict = tensordict.exclude(self.goal_key)  # of the last episode
-            tensordict.set(self.goal_image_key, tensordict_reset.get(self.goal_image_key))
-        self._take_goals(tensordict, rows, batch)
-        self._write_goal(tensordict_reset, first=True, rows=rows)
-        z = self._read(tensordict_reset)
+        tensordict_reset = source.reset(tensordict, tensordict_reset)
+        if self._goals.shown_by(environment):
+            given = tensordict.exclude(self.goal_key)  # that of the last episode
+            given.set(IMAGE_KEY, tensordict_reset.get(IMAGE_KEY))
+        else:
+            given = tensordict
+        self._goals.take(given, rows, batch, source, environment)
+        self._write_first_goal(tensordict_reset, rows)
+        z = source.read(tensordict_reset)
+        rows = reset_rows(tensordict, batch, source.keys[0])
         if rows is not None and self._last is not None and self._last.shape == z.shape:
-            z = torch.where(_beside(rows, z), z, self._last)
+            z = torch.where(broadcast_rows(rows, z), z, self._last)
         self._last = z.clone()  # whoever gets it may edit it in place
         return tensordict_reset
 
-    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        if self._embeds:
-            next_tensordict = self.embedder._step(tensordict, next_tensordict)
-        z_next = self._read(next_tensordict)
-        z = self._last
-        if z is None or z.shape != z_next.shape or not self.container.batch_locked:
-            # An environment without a state of its own steps from what it is given.
-            if not all(key in tensordict.keys(True, True) for key in self._embedding_keys):
-                raise RuntimeError(
-                    f"{type(self).__name__} found no {self._embedding_keys} to step from: step before the "
-                    "first reset, or in an environment with batch_locked=False a transform behind it that "
-                    "renames or drops it."
+    def _write_first_goal(self, tensordict: TensorDictBase, rows: Tensor | None = None) -> None:
+        """Write the goals, and their images, where an episode begins."""
+        environment = environment_of(self)
+        if self.goal_key in tensordict.keys(True, True) and any(
+            isinstance(one, VIPRewardTransform) and one.goal_key == self.goal_key
+            for one in transforms_before(self)
+        ):
+            if self._goals.differs(tensordict, environment):
+                raise ValueError(
+                    f"two goals under {self.goal_key!r}: give one of the transforms another goal_key=."
                 )
-            z = self._read(tensordict)
+        self._goals.write(tensordict, environment, rows)
+        self._goals.write_images(tensordict, self._known_source(), environment, rows)
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        source, environment = self._known_source(), environment_of(self)
         batch = next_tensordict.batch_size
-        goal = self._step_goal(tensordict, batch)
-        rows = step_rows(tensordict, batch)
-        if rows is not None:
-            z_next = torch.where(_beside(rows, z_next), z_next, z)
+        next_tensordict = source.step(tensordict, next_tensordict)
+        z_next = source.read(next_tensordict)
+        z = self._z_before(tensordict, z_next)
+        if self._goals.is_pending:
+            self._goals.embed_pending(source, environment)
+        goal, is_held = self._goals.of_step(tensordict, batch, environment)
+        stepped = step_rows(tensordict, batch)
+        if stepped is not None:
+            z_next = torch.where(broadcast_rows(stepped, z_next), z_next, z)
         self._last = z_next.clone()
-        if self._final_frames_missing():
-            done = next_tensordict.get("done").reshape(batch)
-            z_next = torch.where(_beside(done, z_next), z, z_next)
-        reward = self._reward(z, z_next, goal, batch)
-        if rows is not None:
-            reward = reward * _beside(rows, reward)
-        self._put_reward(next_tensordict, reward, self._reward_key())
-        if goal is self._goals_of(batch).embedding:
-            self._write_goal(next_tensordict)
+        if not self._last_frames_arrive:  # nothing is known of the last step
+            done = flagged_rows(next_tensordict, "done", batch, source.keys[0])
+            z_next = torch.where(broadcast_rows(done, z_next), z, z_next)
+        reward = self.reward_between(z, z_next, align(goal, z_next, batch, self.nearest))
+        if stepped is not None:
+            reward = reward * broadcast_rows(stepped, reward)
+        self._put_reward(next_tensordict, reward, self._find_reward_key())
+        if is_held:
+            self._goals.write(next_tensordict, environment)
         else:
             next_tensordict.set(self.goal_key, goal)
         return next_tensordict
 
-    def _final_frames_missing(self) -> bool:
-        """Whether an episode's last frame never arrives, so that its last step shows no progress.
-
-        Environments that reset themselves return the next episode's first frame instead; TorchRL blanks
-        it with ``auto_reset=True``, and in vectorised gymnasium environments with a dict of observations
-        (``AutoresetMode.DISABLED`` keeps it).
-        """
-        container = self._safe_container()
-        if container is None:
-            return False
-        if container.__dict__.get("_torchrl_native_autoreset", False):
-            return True
-        for transform in chain(container):
-            if isinstance(transform, AutoResetTransform):
-                return True
-            if isinstance(transform, VecGymEnvTransform):
-                env = container
-                while isinstance(env, TransformedEnv):
-                    env = env.base_env
-                space = getattr(getattr(env, "_env", None), "single_observation_space", None)
-                return space is None or hasattr(space, "spaces")
-        return False
-
-    def _refuse_what_hides(self) -> None:
-        """Transforms that step or reset the environment by themselves do so in a clone of what stands before
-        them: this one would not see it. Nor would it see the embedding that it steps from, where that is
-        read from the tensordict and one behind it has changed it."""
-        container = self._safe_container()
-        transforms = chain(container)
-        if any(isinstance(one, MultiAction) for one in chain(container, nested=False)):
-            # TorchRL skips all of the environment's transforms where an episode ends before its last action
-            raise ValueError(
-                f"MultiAction in one environment with {type(self).__name__} loses the last reward of an "
-                "episode: give it one of its own, TransformedEnv(TransformedEnv(env, MultiAction(...)), "
-                "Compose(VIPTransform(...), ...), auto_unwrap=False)."
+    def _z_before(self, tensordict: TensorDictBase, z_next: Tensor) -> Tensor:
+        """The embedding that a step starts from."""
+        z, source = self._last, self._known_source()
+        if z is not None and z.shape == z_next.shape and environment_of(self).batch_locked:
+            return z
+        # An environment without a state of its own steps from what it is given.
+        if not all(key in tensordict.keys(True, True) for key in source.keys):
+            raise RuntimeError(
+                f"{type(self).__name__} found no {source.keys} to step from: step before the first reset, "
+                "or in an environment with batch_locked=False a transform behind it that renames or drops "
+                "it."
             )
-        for transform in transforms[len(before(self, transforms)) :]:
-            if isinstance(transform, FrameSkipTransform | NoopResetEnv | ConditionalPolicySwitch):
-                raise ValueError(
-                    f"{type(transform).__name__} steps the environment by itself, which "
-                    f"{type(self).__name__} would not see: put it before the VIPTransform."
-                )
-            changed = set(self._embedding_keys) & set(transform.out_keys or ())
-            if changed and container is not None and not container.batch_locked:
-                raise ValueError(
-                    f"{type(transform).__name__} changes {sorted(map(str, changed))} behind "
-                    f"{type(self).__name__}, which in an environment with batch_locked=False steps from it: "
-                    "give it other out_keys."
-                )
+        return source.read(tensordict)
 
     def _reset_on_native_autoreset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
     ) -> TensorDictBase:
-        if self._env_has_goal():
+        source, environment = self._find_source(), environment_of(self)
+        if self._goals.shown_by(environment):
             batch = tensordict_reset.batch_size
-            shown = tensordict_reset.select(self.goal_image_key)
-            self._take_goals(shown, reset_rows(tensordict, batch), batch)
-        self._last = self._read(tensordict_reset).clone()
-        self._write_goal(tensordict_reset, first=True)
+            shown = tensordict_reset.select(IMAGE_KEY)
+            self._goals.take(shown, reset_rows(tensordict, batch), batch, source, environment)
+        self._last = source.read(tensordict_reset).clone()
+        self._write_first_goal(tensordict_reset)
         return tensordict_reset
 
-    def _reward(self, z: Tensor, z_next: Tensor, goal: Tensor, batch: torch.Size) -> Tensor:
-        """``[*B, *N]`` for embeddings ``[*B, *N, D]``."""
-        goal = align(goal, z_next, batch, self.nearest)
-        return self._reward_of(z_next, z=z, goal=goal)
+    # -- where the reward goes ---------------------------------------------------------------------
 
-    def _reward_of(
-        self,
-        z_next: Tensor,
-        form: str | None = None,
-        scale: float | None = None,
-        *,
-        z: Tensor | None = None,
-        goal: Tensor | None = None,
-    ) -> Tensor:
-        """goal_reward with our options where no others are given."""
-        goal = self.goal if goal is None else goal
-        if goal is None:
-            raise ValueError("there is no goal yet: call set_goal(...).")
-        return goal_reward(
-            z,
-            z_next,
-            goal.to(z_next.device),
-            form=form or self.form,
-            scale=self._scale(z_next.shape[-1]) if scale is None else scale,
-            gamma=self.gamma,
-            threshold=self._threshold(z_next.shape[-1]),
-            weights=self.weights,
-        )
+    @property
+    def written_reward_key(self) -> NestedKey:
+        """The key under which the reward is written."""
+        key = self._find_reward_key()
+        if self.mode != "keep":
+            return key
+        if self.vip_reward_key is not None:
+            return self.vip_reward_key
+        return (*key[:-1], "vip_reward") if isinstance(key, tuple) else "vip_reward"
 
-    def _calibrated(self, name: str, dim: int) -> tuple[float | None, float]:
-        """A number of the checkpoint's config, of one camera, and what a distance between ``dim`` numbers is
-        longer by: the root of how many cameras are joined in them."""
-        try:
-            embedder = self._find_embedder()
-        except RuntimeError as error:
-            raise ValueError(
-                "scale='auto', and form='sparse' without threshold=, read the encoder's config, and no "
-                "encoder is in reach here: pass encoder=, or numbers."
-            ) from error
-        number = getattr(embedder.encoder, "config", {}).get(name)
-        return number, math.sqrt(dim / embedder.dim)
-
-    def _scale(self, dim: int) -> float:
-        if self.scale != "auto":
-            return self.scale
-        scale, longer = self._calibrated("reward_scale", dim)
-        if scale is None:
-            raise ValueError(
-                "scale='auto': this encoder's config has no reward_scale; give a number."
-            )
-        return scale / longer
-
-    def _threshold(self, dim: int) -> float | None:
-        if self.form != "sparse" or self.threshold is not None:
-            return self.threshold
-        threshold, longer = self._calibrated("success_threshold", dim)
-        return None if threshold is None else threshold * longer
+    def _find_reward_key(self) -> NestedKey:
+        """Which of the environment's rewards is ours to replace, add to or keep."""
+        if self.reward_key is not None:
+            return self.reward_key
+        if environment_of(self) is None or self.parent is None:
+            return "reward"
+        others = [
+            one.written_reward_key
+            for one in transforms_before(self)
+            if isinstance(one, VIPRewardTransform) and one.mode == "keep"
+        ]
+        keys = [key for key in self.parent.reward_keys if key not in others]
+        if len(keys) != 1:
+            raise ValueError(f"the environment has the rewards {keys}: choose with reward_key=.")
+        self.reward_key = unravel_key(keys[0])
+        return self.reward_key
 
     def _put_reward(self, tensordict: TensorDictBase, reward: Tensor, key: NestedKey) -> None:
         own = tensordict.get(key, None)
@@ -342,49 +390,26 @@ class VIPRewardTransform(GoalTransform):
         reward = reward.reshape(*reward.shape, *[1] * (len(shape) - reward.ndim)).expand(shape)
         if self.mode == "add" and own is not None:
             reward = own + reward
-        tensordict.set(self._vip_key(key) if self.mode == "keep" else key, reward.clone())
-
-    def _vip_key(self, reward_key: NestedKey) -> NestedKey:
-        if self.vip_reward_key is not None:
-            return self.vip_reward_key
-        return (*reward_key[:-1], "vip_reward") if isinstance(reward_key, tuple) else "vip_reward"
-
-    def _reward_key(self) -> NestedKey:
-        if self.reward_key is not None:
-            return self.reward_key
-        parent = self.parent if self._safe_container() is not None else None
-        keys = ["reward"] if parent is None else list(parent.reward_keys)
-        for one in before(self, chain(self._safe_container())):
-            if isinstance(one, VIPRewardTransform) and one.mode == "keep":
-                keys = [key for key in keys if key != one._vip_key(one._reward_key())]
-        if len(keys) != 1:
-            raise ValueError(f"the environment has the rewards {keys}: choose with reward_key=.")
-        self.reward_key = unravel_key(keys[0])
-        return self.reward_key
+        tensordict.set(self.written_reward_key, reward.clone())
 
     # -- specs ------------------------------------------------------------------------------------
 
     def transform_reward_spec(self, reward_spec: Composite) -> Composite:
-        key = self._reward_key()
+        key = self._find_reward_key()
         reward_spec = reward_spec.clone()
         own = reward_spec.get(key, None)
         if own is None:
             raise KeyError(f"no reward {key!r}; there is {list(reward_spec.keys(True, True))}.")
         dtype = own.dtype if own.dtype.is_floating_point else torch.float32
-        out = self._vip_key(key) if self.mode == "keep" else key
-        reward_spec[out] = Unbounded(shape=own.shape, dtype=dtype, device=own.device)
+        spec = Unbounded(shape=own.shape, dtype=dtype, device=own.device)
+        reward_spec[self.written_reward_key] = spec
         return reward_spec
 
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
-        if self._embeds:
-            observation_spec = self.embedder.transform_observation_spec(observation_spec)
-        else:
-            observation_spec = observation_spec.clone()
-        for key in self._embedding_keys:
-            if observation_spec.get(key, None) is None:
-                raise KeyError(self._absent(key, observation_spec))
-        if self.weights is not None and (self.embedder is None or self._embeds):
-            cameras = self._goal_cameras()
+        source = self._find_source()
+        observation_spec = source.observation_spec(observation_spec)
+        if self.weights is not None and source.knows_frames:
+            cameras = source.cameras()
             if cameras and len(cameras) != len(self.weights):
                 raise ValueError(f"{len(self.weights)} weights for the cameras {cameras}.")
         observation_spec[self.goal_key] = self._goal_spec(observation_spec)
@@ -393,10 +418,19 @@ class VIPRewardTransform(GoalTransform):
     def transform_state_spec(self, state_spec: Composite) -> Composite:
         state_spec = state_spec.clone()
         state_spec[self.goal_key] = self._goal_spec(state_spec)
-        image_spec = self._goal_image_spec(state_spec.shape) if self.wants_goal_image else None
-        if image_spec is not None:
-            state_spec[self.goal_image_key] = image_spec
+        if self._goals.takes_images:
+            image_spec = self._goals.image_spec(
+                state_spec.shape, self._known_source(), environment_of(self)
+            )
+            if image_spec is not None:
+                state_spec[IMAGE_KEY] = image_spec
         return state_spec
+
+    def _goal_spec(self, like: Composite) -> Unbounded:
+        source, environment = self._find_source(), environment_of(self)
+        if self._goals.is_pending:
+            self._goals.embed_pending(source, environment)
+        return self._goals.spec(like, source, environment)
 
     # -- in a replay buffer, or called on a tensordict --------------------------------------------
 
@@ -404,10 +438,13 @@ class VIPRewardTransform(GoalTransform):
         """Reward of the transitions ``[*B]`` in a copy of the tensordict, under ("next", "reward").
 
         For the transform's own goal, if it has one for all; else for the rows' "goal_embedding", or, where
-        they hold none, for each environment's, which are the first dimensions then.
+        they hold none, for each environment's, which are the first dimensions then. Where the next
+        embedding is not known (NaN, as TorchRL's NextStateReconstructor writes where rows end) the reward
+        is 0, and a warning says of how many rows.
 
         Raises:
-            ValueError: no goal, or goals of another shape than the rows; rows that MultiStepTransform made.
+            ValueError: no goal, or goals of another shape than the rows; rows that MultiStepTransform made;
+                an embedding that is not finite.
         """
         if "steps_to_next_obs" in tensordict.keys():
             raise ValueError(
@@ -415,58 +452,103 @@ class VIPRewardTransform(GoalTransform):
                 f"reward of that way: apply {type(self).__name__} to the rollout before it is stored, or in "
                 "the environment."
             )
-        tensordict = tensordict.copy()
-        first = tensordict.get(self.in_keys[0], None)
-        self.__dict__["_saw_frames"] = (
-            self.embedder is not None
-            and first is not None
-            and first.ndim - len(tensordict.batch_size) >= 3
+        source = self._find_source(tensordict)
+        tensordict = source.forward(tensordict.copy())
+        z, z_next = source.read(tensordict), source.read(tensordict, following=True)
+        goal = self._goal_of_rows(tensordict).to(z.device)
+        reward = self.reward_between(
+            z, z_next, align(goal, z_next, tensordict.batch_size, self.nearest)
         )
-        if self._embeds:
-            tensordict = self.embedder.forward(tensordict)
-        z, z_next = self._read(tensordict), self._read(tensordict, prefix=True)
-        goal, own = self.goal, tensordict.get(self.goal_key, None)
+        reward = self._without_unknown(reward, z, z_next)
+        next_tensordict = tensordict.get("next").copy()
+        self._put_reward(next_tensordict, reward, self.reward_key or "reward")
+        tensordict.set("next", next_tensordict)
+        return tensordict.set(self.goal_key, goal)
+
+    def _goal_of_rows(self, tensordict: TensorDictBase) -> Tensor:
+        """The goal of every row, ``[*B, D]`` (``[*B, G, D]`` of sets)."""
+        goal, carried = self.goal, tensordict.get(self.goal_key, None)
         batch, tail = tensordict.batch_size, 2 if self.nearest else 1
-        if goal is None or (goal.ndim > tail and own is not None):
-            goal = own
-            if goal is None:
-                raise ValueError(
-                    f"{type(self).__name__} has no goal, and the rows hold no {self.goal_key!r}: "
-                    "call set_goal(...)."
-                )
-        lead, goal = goal.shape[:-tail], goal.to(z.device)
+        if goal is None or (goal.ndim > tail and carried is not None):
+            goal = carried
+        if goal is None:
+            raise ValueError(
+                f"{type(self).__name__} has no goal, and the rows hold no {self.goal_key!r}: "
+                "call set_goal(...)."
+            )
+        lead = goal.shape[:-tail]
         if lead != batch[: len(lead)]:
             raise ValueError(
                 f"goals for environments {list(lead)}, rows of shape {list(batch)}, which hold no "
                 f"{self.goal_key!r} of their own."
             )
         goal = goal.reshape(*lead, *[1] * (len(batch) - len(lead)), *goal.shape[-tail:])
-        goal = goal.expand(*batch, *goal.shape[-tail:])
-        reward = self._reward(z, z_next, goal, tensordict.batch_size)
-        next_tensordict = tensordict.get("next").copy()
-        self._put_reward(next_tensordict, reward, self.reward_key or "reward")
-        tensordict.set("next", next_tensordict)
-        return tensordict.set(self.goal_key, goal)
+        return goal.expand(*batch, *goal.shape[-tail:])
+
+    def _without_unknown(self, reward: Tensor, z: Tensor, z_next: Tensor) -> Tensor:
+        """Rewards ``[*B]``, 0 where ``z_next`` is not known."""
+        if not z.isfinite().all():
+            count = int((~z.isfinite()).any(-1).sum())
+            raise ValueError(
+                f"{self._known_source().keys} of {count} of {z[..., 0].numel()} rows is not finite: look "
+                "for NaN or infinity in what was stored."
+            )
+        unknown = z_next.isnan().any(-1)
+        if unknown.any():
+            warnings.warn(
+                f"the next embedding of {int(unknown.sum())} of {unknown.numel()} rows is not known (NaN): "
+                "their reward is 0.",
+                stacklevel=3,
+            )
+            reward = reward.masked_fill(unknown, 0.0)
+        return reward
 
     # -- state ------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, Any]:
+        try:
+            goal = self.goal
+        except RuntimeError:
+            goal = None  # no encoder in reach: there is no embedding to save
+        return {} if goal is None else {"goal": goal}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        if "goal" in state:
+            self._goals.set_all(state["goal"])
+
+    def clone(self):
+        """Like this one, with goals of its own from now on."""
+        clone = super().clone()
+        clone.__dict__ |= {"_goals": self._goals.clone(), "_source": None}
+        if self.embedder is not None:
+            clone.__dict__["embedder"] = self.embedder.clone()
+        return clone
+
+    def set_container(self, container: Any) -> None:
+        super().set_container(container)
+        self._source = None
+
+    def reset_parent(self) -> None:
+        super().reset_parent()
+        self._source = None
 
     def _apply(self, fn: Callable, recurse: bool = True):
         super()._apply(fn, recurse)
         if self.embedder is not None:
-            self.embedder._moves_encoder |= stands(self)
-            self.embedder._apply(fn)
+            if is_attached(self):
+                self.embedder.shares_encoder = False
+            self.embedder._apply(fn)  # torch's own way through a module's parts
         if self._last is not None:
             self._last = fn(self._last).to(self._last.dtype)
         return self
 
     def __getstate__(self) -> dict:
         last = None if self._last is None else self._last.detach().clone()
-        return {**super().__getstate__(), "_last": last}  # a copy in mid-episode goes on
+        return {
+            **super().__getstate__(),
+            "_last": last,
+            "_source": None,
+        }  # a copy goes on in mid-episode
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_keys}, form={self.form!r}, mode={self.mode!r})"
-
-
-def _beside(rows: Tensor, values: Tensor) -> Tensor:
-    """``[*B]`` made to broadcast against ``[*B, *N]``."""
-    return rows.reshape(*rows.shape, *[1] * (values.ndim - rows.ndim))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,51 +17,21 @@ from torchrl.envs.transforms import Transform
 from torchrl_vip.encoders import FrozenEncoder, VIPEncoder
 from torchrl_vip.functional import to_chw
 from torchrl_vip.serving import EncoderClient
+from torchrl_vip.transforms.keys import (
+    as_keys,
+    is_next,
+    next_key,
+    now_key,
+    reset_rows,
+    step_rows,
+)
+from torchrl_vip.transforms.placement import is_attached
 from torchrl_vip.weights import load_vip
 
 EncoderLike = str | os.PathLike | nn.Module | None
-
-
-def now_key(key: NestedKey) -> NestedKey:
-    """A key without its leading "next"."""
-    return unravel_key(key[1:]) if isinstance(key, tuple) and key[0] == "next" else key
-
-
-def is_next(key: NestedKey) -> bool:
-    return isinstance(key, tuple) and key[0] == "next"
-
-
-def next_key(key: NestedKey) -> NestedKey:
-    return unravel_key(("next", key))
-
-
-def reset_rows(tensordict: TensorDictBase | None, batch: torch.Size) -> Tensor | None:
-    """Which environments a reset concerns: bool ``[*B]``, or None for all of them."""
-    if tensordict is None:
-        return None
-    keys = [
-        k for k in tensordict.keys(True, True) if (k if isinstance(k, str) else k[-1]) == "_reset"
-    ]
-    rows = None
-    for key in keys:
-        mask = tensordict.get(key)
-        mask = mask.reshape(*batch, -1).any(-1)
-        rows = mask if rows is None else rows | mask
-    return None if rows is None or bool(rows.all()) else rows
-
-
-def step_rows(tensordict: TensorDictBase, batch: torch.Size) -> Tensor | None:
-    """Which environments a step concerns (TorchRL's "_step"): bool ``[*B]``, or None for all of them."""
-    mask = tensordict.get("_step", None)
-    return None if mask is None or bool(mask.all()) else mask.reshape(batch)
-
-
-def stands(transform: Transform) -> bool:
-    """Whether it is part of an environment or a replay buffer."""
-    try:
-        return transform.container is not None
-    except ValueError:  # TorchRL raises where the container is a replay buffer
-        return True
+_Rows = Mapping[NestedKey, Tensor | None]
+"""Which rows of a key's frames are embedded, bool ``[*B]``; without an entry, or with None, all of them."""
+_ALL_ROWS: _Rows = MappingProxyType({})
 
 
 class VIPTransform(Transform):
@@ -133,32 +104,15 @@ class VIPTransform(Transform):
         model_name: str | None = None,
         keys_in: Sequence[NestedKey] | None = None,
     ):
-        if keys_in is not None:
-            in_keys = [k.removeprefix("next_") if isinstance(k, str) else k for k in keys_in]
-            warnings.warn(
-                f"keys_in={list(keys_in)} is deprecated: write in_keys={in_keys}.",
-                DeprecationWarning,
-                stacklevel=2,
-            )
-        if model_name is not None:
-            if encoder is not None:
-                raise ValueError(
-                    f"both encoder={encoder!r} and model_name={model_name!r}: give one."
-                )
-            encoder = model_name
-        in_keys = ["pixels"] if in_keys is None else in_keys
-        in_keys = [in_keys] if isinstance(in_keys, str | tuple) else in_keys
-        super().__init__(in_keys=in_keys)
+        encoder, in_keys = _from_old_names(encoder, in_keys, model_name, keys_in)
+        super().__init__(in_keys=as_keys(in_keys))
         self.stack_images = stack_images
         # A key and its ("next", key) are one camera at two times.
         self.cameras = list(dict.fromkeys(now_key(k) for k in self.in_keys))
         self.embedding_keys = self._name_embeddings(out_keys)
+        written = [(key, self.embedding_key(now_key(key))) for key in self.in_keys]
         self.out_keys = list(
-            dict.fromkeys(
-                next_key(out) if is_next(key) else out
-                for key in self.in_keys
-                for out in [self._embedding_key(now_key(key))]
-            )
+            dict.fromkeys(next_key(out) if is_next(key) else out for key, out in written)
         )
         self.del_keys = del_keys
         self.tensor_pixels_keys = [unravel_key(k) for k in tensor_pixels_keys or []]
@@ -170,36 +124,29 @@ class VIPTransform(Transform):
         self.channel_dim = channel_dim
         self.freeze = freeze
         self.save_encoder = save_encoder
-        if isinstance(encoder, nn.Module):
-            if weights or download or download_path:
-                raise ValueError(
-                    f"weights, download and download_path are for names and paths; encoder is a "
-                    f"{type(encoder).__name__}."
-                )
-        else:
+        if not isinstance(encoder, nn.Module):
             encoder = load_vip(
                 encoder, download=download, download_path=download_path, weights=weights
             )
-        ready = isinstance(encoder, FrozenEncoder | EncoderClient)
-        if ready and not freeze:
+        elif weights or download or download_path:
             raise ValueError(
-                f"freeze=False for a {type(encoder).__name__}, which is frozen: give its network."
+                f"weights, download and download_path are for names and paths; encoder is a "
+                f"{type(encoder).__name__}."
             )
-        frozen_here = {"blur": blur, "dtype": dtype, "compile": compile, "chunk_size": chunk_size}
-        unused = [f"{k}={v}" for k, v in frozen_here.items() if v and (ready or not freeze)]
-        unused += [f"size={size}"] if size and ready and size != encoder.image_size else []
-        if unused:
-            raise ValueError(
-                f"{', '.join(unused)} goes with an encoder that is frozen here: give it to the "
-                "FrozenEncoder or EncoderServer, or leave freeze=True."
-            )
+        frozen_options = {
+            "blur": blur,
+            "dtype": dtype,
+            "compile": compile,
+            "chunk_size": chunk_size,
+        }
+        _check_unused(encoder, freeze, size, frozen_options)
         if freeze:
-            frozen = encoder if ready else FrozenEncoder(
-                encoder, image_size=size, blur=blur, dtype=dtype, channels_last=channels_last,
-                compile=compile, chunk_size=chunk_size,
-            )  # fmt: skip
+            if not isinstance(encoder, FrozenEncoder | EncoderClient):
+                encoder = FrozenEncoder(
+                    encoder, image_size=size, channels_last=channels_last, **frozen_options
+                )
             # Past nn.Module's registration: neither parameters() nor state_dict() sees it.
-            self.__dict__["encoder"] = frozen
+            self.__dict__["encoder"] = encoder
         else:
             if not isinstance(encoder, VIPEncoder):
                 encoder = VIPEncoder(encoder, image_size=size or 224)
@@ -208,15 +155,14 @@ class VIPTransform(Transform):
             self.encoder = encoder
         self.dim = self.encoder.dim
         self.__dict__["_last"] = {}  # embedding key -> [*B, D], for the rows a partial reset leaves
-        self._moves_encoder = True  # with .to()
+        self.shares_encoder = False  # with the transform that it is a clone of
 
     def _name_embeddings(self, out_keys: Sequence[NestedKey] | None) -> list[NestedKey]:
         """One out key per camera, or one for all; those given may name the ("next", key) too."""
         wanted = 1 if self.stack_images else len(self.cameras)
         if not out_keys:
             return ["vip_vec"] if self.stack_images else [f"vip_vec_{i}" for i in range(wanted)]
-        out_keys = [out_keys] if isinstance(out_keys, str | tuple) else out_keys
-        keys = list(dict.fromkeys(now_key(unravel_key(k)) for k in out_keys))
+        keys = list(dict.fromkeys(now_key(unravel_key(k)) for k in as_keys(out_keys)))
         if len(keys) != wanted:
             raise ValueError(
                 f"out_keys={keys} for the cameras {self.cameras} with stack_images="
@@ -224,7 +170,8 @@ class VIPTransform(Transform):
             )
         return keys
 
-    def _embedding_key(self, camera: NestedKey) -> NestedKey:
+    def embedding_key(self, camera: NestedKey) -> NestedKey:
+        """The key under which the embedding of a camera is written, by itself or joined with others."""
         return self.embedding_keys[0 if self.stack_images else self.cameras.index(camera)]
 
     def embed(self, images: Tensor) -> Tensor:
@@ -246,50 +193,82 @@ class VIPTransform(Transform):
         return out
 
     def _embed_keys(
-        self, tensordict: TensorDictBase, keys: Sequence[NestedKey], rows: Tensor | None = None
+        self, tensordict: TensorDictBase, keys: Sequence[NestedKey], rows: _Rows = _ALL_ROWS
     ) -> None:
         """Write the embeddings of the frames under ``keys`` into the tensordict.
 
-        ``rows``, bool ``[*B]``, limits the encoding; the other rows, which were not reset or not
-        stepped, get their last embedding.
+        ``rows`` of a key limits the encoding; the other rows, which were not reset or not stepped, get
+        their last embedding.
         """
-        images = []
-        for key in keys:
-            image = tensordict.get(key, None)
-            if image is None:
-                raise KeyError(
-                    f"{type(self).__name__} found no frames under {key!r}; the tensordict has "
-                    f"{sorted(map(str, tensordict.keys(True, True)))}. Name the key with in_keys=, "
-                    "and build the environment with from_pixels=True where it does not render."
-                )
-            images.append(image if rows is None else image[rows])
+        frames = [self._frames(tensordict, key) for key in keys]
+        chosen = [rows.get(key) for key in keys]
+        z_of_key = self._embed_all(
+            [x if r is None else x[r] for x, r in zip(frames, chosen, strict=True)]
+        )
         joined: dict[NestedKey, list[Tensor]] = {}
-        for key, z in zip(keys, self._embed_all(images), strict=True):
-            out = self._embedding_key(now_key(key))
-            joined.setdefault(next_key(out) if is_next(key) else out, []).append(z)
+        rows_of_out: dict[NestedKey, Tensor | None] = {}
+        for key, z, r in zip(keys, z_of_key, chosen, strict=True):
+            out = self.embedding_key(now_key(key))
+            out = next_key(out) if is_next(key) else out
+            joined.setdefault(out, []).append(z)
+            rows_of_out[out] = r
         for out, parts in joined.items():
             z = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-            if rows is not None:
-                last = self._last.get(out)
-                full = z.new_zeros(*rows.shape, *z.shape[1:])
-                if last is not None and last.shape == full.shape:
-                    full.copy_(last)
-                full[rows] = z
-                z = full
+            if rows_of_out[out] is not None:
+                z = self._with_last(out, z, rows_of_out[out])
             if not is_next(out):
                 self._last[out] = z.detach().clone()  # whoever gets it may edit it in place
             tensordict.set(out, z)
-        for camera, kept in zip(self.cameras, self.tensor_pixels_keys, strict=False):
-            for key in keys:
-                if now_key(key) == camera:
-                    tensordict.set(next_key(kept) if is_next(key) else kept, tensordict.get(key))
+        self._keep_frames(tensordict, keys)
         if self.del_keys:
             kept = {*self.tensor_pixels_keys, *map(next_key, self.tensor_pixels_keys)}
             tensordict.exclude(*({*keys} - {*joined} - kept), inplace=True)
 
+    def _frames(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+        frames = tensordict.get(key, None)
+        if frames is None:
+            raise KeyError(
+                f"{type(self).__name__} found no frames under {key!r}; the tensordict has "
+                f"{sorted(map(str, tensordict.keys(True, True)))}. Name the key with in_keys=, "
+                "and build the environment with from_pixels=True where it does not render."
+            )
+        return frames
+
+    def _with_last(self, out: NestedKey, z: Tensor, rows: Tensor) -> Tensor:
+        """Embeddings ``[n, D]`` of the n rows, and the last ones of the others: ``[*B, D]``."""
+        full = z.new_zeros(*rows.shape, *z.shape[1:])
+        last = self._last.get(out)
+        if last is not None and last.shape == full.shape:
+            full.copy_(last)
+        full[rows] = z
+        return full
+
+    def _keep_frames(self, tensordict: TensorDictBase, keys: Sequence[NestedKey]) -> None:
+        """Copy the frames to ``tensor_pixels_keys``."""
+        for camera, kept in zip(self.cameras, self.tensor_pixels_keys, strict=False):
+            for key in keys:
+                if now_key(key) == camera:
+                    tensordict.set(next_key(kept) if is_next(key) else kept, tensordict.get(key))
+
     # -- in an environment: the tensordict is already that of one time step ---------------------
 
-    def _call(self, next_tensordict: TensorDictBase, rows: Tensor | None = None) -> TensorDictBase:
+    def embed_reset(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        """Embed the first frames of the rows being reset; ``tensordict`` is what the reset was given."""
+        batch = tensordict_reset.batch_size
+        rows = {camera: reset_rows(tensordict, batch, camera) for camera in self.cameras}
+        self._embed_keys(tensordict_reset, self.cameras, rows)
+        return tensordict_reset
+
+    def embed_step(
+        self, tensordict: TensorDictBase, next_tensordict: TensorDictBase
+    ) -> TensorDictBase:
+        """Embed the frames of the rows that were stepped; ``tensordict`` is the step's input."""
+        rows = step_rows(tensordict, next_tensordict.batch_size)
+        return self._call(next_tensordict, dict.fromkeys(self.cameras, rows))
+
+    def _call(self, next_tensordict: TensorDictBase, rows: _Rows = _ALL_ROWS) -> TensorDictBase:
         keys = self.cameras
         if self.missing_tolerance:
             keys = [k for k in keys if k in next_tensordict.keys(True)]
@@ -298,14 +277,12 @@ class VIPTransform(Transform):
         return next_tensordict
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        return self._call(next_tensordict, step_rows(tensordict, next_tensordict.batch_size))
+        return self.embed_step(tensordict, next_tensordict)
 
     def _reset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
     ) -> TensorDictBase:
-        rows = reset_rows(tensordict, tensordict_reset.batch_size)
-        self._embed_keys(tensordict_reset, self.cameras, rows)
-        return tensordict_reset
+        return self.embed_reset(tensordict, tensordict_reset)
 
     def _reset_on_native_autoreset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
@@ -334,7 +311,7 @@ class VIPTransform(Transform):
             observation_spec[kept] = frames[camera].clone()
         for camera, spec in frames.items():
             count = len(self.cameras) if self.stack_images else 1
-            observation_spec[self._embedding_key(camera)] = Unbounded(
+            observation_spec[self.embedding_key(camera)] = Unbounded(
                 shape=(*spec.shape[:-3], count * self.dim), device=spec.device, dtype=torch.float32
             )
         return observation_spec
@@ -359,11 +336,11 @@ class VIPTransform(Transform):
         device of the environment that it puts it into."""
         clone = super().clone()
         clone.__dict__["_last"] = {}
-        clone._moves_encoder = False
+        clone.shares_encoder = True
         return clone
 
     def _apply(self, fn: Callable, recurse: bool = True):
-        moves = self._moves_encoder or stands(self)
+        moves = not self.shares_encoder or is_attached(self)
         super()._apply(fn, recurse and moves)
         if self.freeze and moves:
             self.encoder._apply(fn)
@@ -403,3 +380,45 @@ class VIPTransform(Transform):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_keys} -> {self.out_keys})"
+
+
+def _from_old_names(
+    encoder: EncoderLike,
+    in_keys: NestedKey | Sequence[NestedKey] | None,
+    model_name: str | None,
+    keys_in: Sequence[NestedKey] | None,
+) -> tuple[EncoderLike, NestedKey | Sequence[NestedKey]]:
+    """``encoder`` and ``in_keys``, also where earlier interfaces' names were used."""
+    if keys_in is not None:
+        in_keys = [k.removeprefix("next_") if isinstance(k, str) else k for k in keys_in]
+        warnings.warn(
+            f"keys_in={list(keys_in)} is deprecated: write in_keys={in_keys}.",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+    if model_name is not None:
+        if encoder is not None:
+            raise ValueError(f"both encoder={encoder!r} and model_name={model_name!r}: give one.")
+        encoder = model_name
+    return encoder, ["pixels"] if in_keys is None else in_keys
+
+
+def _check_unused(
+    encoder: nn.Module, freeze: bool, size: int | None, frozen_options: dict[str, Any]
+) -> None:
+    """Refuse options that this encoder would not follow."""
+    frozen_elsewhere = isinstance(encoder, FrozenEncoder | EncoderClient)
+    if frozen_elsewhere and not freeze:
+        raise ValueError(
+            f"freeze=False for a {type(encoder).__name__}, which is frozen: give its network."
+        )
+    unused = []
+    if frozen_elsewhere or not freeze:
+        unused += [f"{name}={value}" for name, value in frozen_options.items() if value]
+    if frozen_elsewhere and size and size != encoder.image_size:
+        unused.append(f"size={size}")
+    if unused:
+        raise ValueError(
+            f"{', '.join(unused)} goes with an encoder that is frozen here: give it to the "
+            "FrozenEncoder or EncoderServer, or leave freeze=True."
+        )
