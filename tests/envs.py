@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import nn
-from torchrl.data import Bounded, Composite
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import Compose, EnvBase, TransformedEnv
 
 from torchrl_vip import VIPRewardTransform, VIPTransform, preprocess
@@ -136,6 +136,44 @@ class GreyBatch(EnvBase):
         pass
 
 
+class GreyAgents(EnvBase):
+    """Two agents, each with a camera and an end of its own: agent i begins at level 10, brightens by i + 1
+    levels a step, ends after ``lengths[i]`` steps and is then reset alone ("_reset" under "agents")."""
+
+    def __init__(self, lengths=(3, 5)):
+        super().__init__(device="cpu", batch_size=[])
+        self.lengths, n = torch.tensor(lengths), len(lengths)
+        flag = Categorical(2, dtype=torch.bool, shape=(n, 1))
+        pixels = Bounded(0, 255, (n, 8, 8, 3), dtype=torch.uint8)
+        self.observation_spec = Composite(agents=Composite(pixels=pixels, shape=(n,)))
+        self.action_spec = Composite(agents=Composite(action=Bounded(-1, 1, (n, 1)), shape=(n,)))
+        self.reward_spec = Composite(agents=Composite(reward=Unbounded((n, 1)), shape=(n,)))
+        flags = {"done": flag, "terminated": flag.clone()}
+        self.done_spec = Composite(agents=Composite(flags, shape=(n,)))
+        self.time, self.level = torch.zeros(n), torch.full((n,), 10.0)
+
+    def _seen(self, done, **more):
+        pixels = self.level.reshape(-1, 1, 1, 1).expand(-1, 8, 8, 3).to(torch.uint8)
+        agents = {"pixels": pixels, "done": done, "terminated": done.clone(), **more}
+        return TensorDict({"agents": TensorDict(agents, [len(pixels)])}, [])
+
+    def _reset(self, tensordict=None, **kwargs):
+        rows = None if tensordict is None else tensordict.get(("agents", "_reset"), None)
+        rows = torch.ones(len(self.time), dtype=torch.bool) if rows is None else rows.reshape(-1)
+        self.time = torch.where(rows, 0.0, self.time)
+        self.level = torch.where(rows, 10.0, self.level)
+        return self._seen(torch.zeros(len(self.time), 1, dtype=torch.bool))
+
+    def _step(self, tensordict):
+        self.time = self.time + 1
+        self.level = self.level + torch.arange(1.0, len(self.time) + 1)
+        done = (self.time >= self.lengths)[:, None]
+        return self._seen(done, reward=torch.ones(len(self.time), 1))
+
+    def _set_seed(self, seed):
+        pass
+
+
 def grey(level: int, *shape: int) -> torch.Tensor:
     """A uint8 image of one level, by default ``[8, 8, 3]``."""
     return torch.full(shape or (8, 8, 3), level, dtype=torch.uint8)
@@ -158,6 +196,7 @@ class NativeAutoresetEnv(GreyEnv):
 class Lamp(gymnasium.Env):
     """Brightens by ten levels a step; renders 8 x 8."""
 
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
     action_space = gymnasium.spaces.Discrete(2)
     observation_space = gymnasium.spaces.Box(0, 255, (1,))
 

@@ -16,6 +16,7 @@ from envs import (
     LEVEL,
     MAKE,
     CountingEncoder,
+    GreyAgents,
     GreyBatch,
     GreyEnv,
     Lamp,
@@ -546,6 +547,40 @@ def test_agents_of_environments_that_reset_themselves():
         assert bool(td["next", "done"].all()) is done
         close(td["next", "reward"], torch.full((4, 3, 1), 0.0 if done else GAIN))
         td = env.step_mdp(td)
+
+
+@pytest.mark.parametrize("cls", [SerialEnv, pytest.param(ParallelEnv, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("own_frames", [False, True])
+def test_agents_that_are_reset_one_by_one(cls, own_frames):
+    key, vip_key = ("agents", "pixels"), ("agents", "vip_vec")
+    vip = VIPTransform(CountingEncoder(), in_keys=[key], out_keys=[vip_key])
+    if own_frames:
+        transform = VIPRewardTransform(grey(200), encoder=vip, in_keys=[key])
+    else:
+        transform = Compose(vip, VIPRewardTransform(grey(200), in_keys=[vip_key]))
+    env = TransformedEnv(cls(2, GreyAgents), transform)
+    try:
+        check_env_specs(env)
+        rollout = env.rollout(8, break_when_any_done=False)
+    finally:
+        env.close(raise_if_closed=False)
+    expected = torch.tensor([1.0, 2.0]).expand(2, 8, 2) * LEVEL
+    close(rollout["next", "agents", "reward"][..., 0], expected)
+    # agent 0 ends after steps 3 and 6, agent 1 after step 5; each begins again at level 10
+    levels = torch.tensor([[10, 11, 12, 10, 11, 12, 10, 11], [10, 12, 14, 16, 18, 10, 12, 14]])
+    z = torch.stack([torch.stack([z_of(int(level)) for level in row]) for row in levels])
+    close(rollout["agents", "vip_vec"], z.transpose(0, 1).expand(2, 8, 2, 1))
+
+
+def test_agents_reset_alone_without_a_batch():
+    key, vip_key = ("agents", "pixels"), ("agents", "vip_vec")
+    vip = VIPTransform(CountingEncoder(), in_keys=[key], out_keys=[vip_key])
+    env = TransformedEnv(
+        GreyAgents(), Compose(vip, VIPRewardTransform(grey(200), in_keys=[vip_key]))
+    )
+    rollout = env.rollout(8, break_when_any_done=False)
+    expected = torch.tensor([1.0, 2.0]).expand(8, 2) * LEVEL
+    close(rollout["next", "agents", "reward"][..., 0], expected)
 
 
 def test_moving_it_forgets_nothing():
