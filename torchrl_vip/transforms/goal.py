@@ -168,12 +168,13 @@ class GoalState:
         return z.unsqueeze(-2) if self.nearest else z
 
     def of_step(
-        self, tensordict: TensorDictBase, batch: torch.Size, environment: EnvBase
+        self, tensordict: TensorDictBase, batch: torch.Size, source: Source, environment: EnvBase
     ) -> tuple[Tensor, bool]:
         """The goal of this step, ``[D]`` or ``[*B, D]``, and whether it is the one held here.
 
         An environment without a state of its own takes rows that carry goals of their own.
         """
+        self.embed_pending(source, environment)
         goals, carried = self._of(batch, environment), tensordict.get(self.key, None)
         if goals.embedding is None:
             # The tensordict was reset by another transform.

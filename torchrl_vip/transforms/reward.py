@@ -304,9 +304,7 @@ class VIPRewardTransform(Transform):
         next_tensordict = source.step(tensordict, next_tensordict)
         z_next = source.read(next_tensordict)
         z = self._z_before(tensordict, z_next)
-        if self._goals.is_pending:
-            self._goals.embed_pending(source, environment)
-        goal, is_held = self._goals.of_step(tensordict, batch, environment)
+        goal, is_held = self._goals.of_step(tensordict, batch, source, environment)
         stepped = step_rows(tensordict, batch)
         if stepped is not None:
             z_next = torch.where(broadcast_rows(stepped, z_next), z_next, z)

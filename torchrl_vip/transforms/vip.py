@@ -124,34 +124,22 @@ class VIPTransform(Transform):
         self.channel_dim = channel_dim
         self.freeze = freeze
         self.save_encoder = save_encoder
-        if not isinstance(encoder, nn.Module):
-            encoder = load_vip(
-                encoder, download=download, download_path=download_path, weights=weights
-            )
-        elif weights or download or download_path:
-            raise ValueError(
-                f"weights, download and download_path are for names and paths; encoder is a "
-                f"{type(encoder).__name__}."
-            )
-        frozen_options = {
-            "blur": blur,
-            "dtype": dtype,
-            "compile": compile,
-            "chunk_size": chunk_size,
-        }
-        _check_unused(encoder, freeze, size, frozen_options)
-        if freeze:
-            if not isinstance(encoder, FrozenEncoder | EncoderClient):
-                encoder = FrozenEncoder(
-                    encoder, image_size=size, channels_last=channels_last, **frozen_options
-                )
-            # Past nn.Module's registration: neither parameters() nor state_dict() sees it.
+        encoder = _make_encoder(
+            encoder,
+            {"weights": weights, "download": download, "download_path": download_path},
+            freeze=freeze,
+            size=size,
+            channels_last=channels_last,
+            frozen_options={
+                "blur": blur,
+                "dtype": dtype,
+                "compile": compile,
+                "chunk_size": chunk_size,
+            },
+        )
+        if freeze:  # past nn.Module's registration: neither parameters() nor state_dict() sees it
             self.__dict__["encoder"] = encoder
         else:
-            if not isinstance(encoder, VIPEncoder):
-                encoder = VIPEncoder(encoder, image_size=size or 224)
-            if size and size != encoder.image_size:
-                raise ValueError(f"size={size} for an encoder of {encoder.image_size} pixels.")
             self.encoder = encoder
         self.dim = self.encoder.dim
         self.__dict__["_last"] = {}  # embedding key -> [*B, D], for the rows a partial reset leaves
@@ -403,10 +391,40 @@ def _from_old_names(
     return encoder, ["pixels"] if in_keys is None else in_keys
 
 
+def _make_encoder(
+    encoder: EncoderLike,
+    where: dict[str, Any],
+    *,
+    freeze: bool,
+    size: int | None,
+    channels_last: bool,
+    frozen_options: dict[str, Any],
+) -> nn.Module:
+    """The encoder of a VIPTransform; ``where`` has :func:`load_vip`'s options for a name or path."""
+    if not isinstance(encoder, nn.Module):
+        encoder = load_vip(encoder, **where)
+    elif any(where.values()):
+        raise ValueError(
+            f"{', '.join(where)} are for names and paths; encoder is a {type(encoder).__name__}."
+        )
+    _check_unused(encoder, freeze, size, frozen_options)
+    if freeze:
+        if isinstance(encoder, FrozenEncoder | EncoderClient):
+            return encoder
+        return FrozenEncoder(
+            encoder, image_size=size, channels_last=channels_last, **frozen_options
+        )
+    if not isinstance(encoder, VIPEncoder):
+        encoder = VIPEncoder(encoder, image_size=size or 224)
+    if size and size != encoder.image_size:
+        raise ValueError(f"size={size} for an encoder of {encoder.image_size} pixels.")
+    return encoder
+
+
 def _check_unused(
     encoder: nn.Module, freeze: bool, size: int | None, frozen_options: dict[str, Any]
 ) -> None:
-    """Refuse options that this encoder would not follow."""
+    """ValueError for options that this encoder would not follow."""
     frozen_elsewhere = isinstance(encoder, FrozenEncoder | EncoderClient)
     if frozen_elsewhere and not freeze:
         raise ValueError(
