@@ -30,7 +30,8 @@ class ImageEmbedder(Protocol):
 class GoalEmbedder(Protocol):
     """What goals are embedded for: see :mod:`torchrl_vip.transforms.source`."""
 
-    dim: int | None
+    @property
+    def dim(self) -> int | None: ...
 
     @property
     def goal_vip(self) -> ImageEmbedder: ...
@@ -290,13 +291,13 @@ class Goals:
     def where_carried(self, carried: Tensor, batch: torch.Size) -> Tensor:
         """The goal of each row of a tensordict that carries ``[*B, D]``: its own where it is not what
         :meth:`write` gave; ``embedding`` itself where no row has one."""
-        own = _changed(carried, self._written, len(batch))
+        goal, own = self._known(self.embedding), _changed(carried, self._written, len(batch))
         if not own.any():
-            return self.embedding
+            return goal
         if own.all():
             return carried
         own = own.reshape(*batch, *[1] * self._tail)
-        return torch.where(own, carried, self.embedding.to(carried.device))
+        return torch.where(own, carried, goal.to(carried.device))
 
     def write(
         self, batch: torch.Size, device: torch.device | None, rows: Tensor | None = None
@@ -309,23 +310,27 @@ class Goals:
         Raises:
             ValueError: the goals are of another batch.
         """
-        if device is not None:
-            self.embedding = self.embedding.to(device)
-        lead, tail = self.embedding.shape[: -self._tail], self.embedding.shape[-self._tail :]
+        goal = self.embedding = self._known(self.embedding).to(device=device)
+        lead, tail = goal.shape[: -self._tail], goal.shape[-self._tail :]
         if lead not in (torch.Size([]), batch):
             raise ValueError(
                 f"goals for environments {tuple(lead)}, but this batch is {tuple(batch)}."
             )
-        embedding = self.embedding.expand(*batch, *tail)
-        self._written = _replaced(self._written, embedding, rows)
-        return embedding.clone()  # whoever edits it in place gives a new goal
+        goal = goal.expand(*batch, *tail)
+        self._written = _replaced(self._written, goal, rows)
+        return goal.clone()  # whoever edits it in place gives a new goal
 
     def write_images(self, device: torch.device | None, rows: Tensor | None = None) -> Tensor:
         """The goal image of every environment, ``[*B, *S]``; arguments as of :meth:`write`."""
-        if device is not None:
-            self.images = self.images.to(device)
-        self._written_images = _replaced(self._written_images, self.images, rows)
-        return self.images.clone()
+        images = self.images = self._known(self.images).to(device=device)
+        self._written_images = _replaced(self._written_images, images, rows)
+        return images.clone()
+
+    @staticmethod
+    def _known(goals: Tensor | None) -> Tensor:
+        if goals is None:
+            raise ValueError("there is no goal yet: give one first.")
+        return goals
 
     def _check_count(self, embedding: Tensor) -> None:
         """The size of a set of goals is part of the environment's spec and stays."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from torch import Tensor
 
 from torchrl_vip.goals import read_image
@@ -175,13 +174,13 @@ class VIPRewardWrapper(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs)
         """Give a new goal, from the next step on."""
         self.vip.set_goal(goal, restart=False)
 
-    def reset(self, **kwargs):
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**kwargs)
         self.vip.reset(self._frame(observation))
         self._ended = False
         return observation, info
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, env_reward, terminated, truncated, info = self.env.step(action)
         frame, reward = self._frame(observation), 0.0
         if self._ended:
@@ -193,11 +192,11 @@ class VIPRewardWrapper(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs)
         reward = reward + (float(env_reward) if self.mode == "add" else 0.0)
         return observation, reward, terminated, truncated, info
 
-    def _frame(self, observation) -> np.ndarray:
+    def _frame(self, observation: Any) -> np.ndarray | Tensor:
         if self.pixels is None:
-            frame = self.env.render()
+            frame: Any = self.env.render()
         else:
             frame = observation if self.pixels == "" else observation[self.pixels]
         if self.frames is not None:
             frame = self.frames(frame)
-        return frame if isinstance(frame, torch.Tensor) else np.asarray(frame)
+        return frame if isinstance(frame, Tensor) else np.asarray(frame)

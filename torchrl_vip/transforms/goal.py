@@ -199,10 +199,10 @@ class GoalState:
 
     def differs(self, tensordict: TensorDictBase, environment: EnvBase | None) -> bool:
         """Whether the tensordict holds other goals than these under our key."""
-        other, goal = (
-            tensordict.get(self.key),
-            self._of(tensordict.batch_size, environment).embedding,
-        )
+        goal = self._of(tensordict.batch_size, environment).embedding
+        other = tensordict.get(self.key, None)
+        if goal is None or other is None:
+            return False
         if other.shape[-1] != goal.shape[-1] or other.ndim < goal.ndim:
             return True
         return bool((other != goal.to(other.device)).any())

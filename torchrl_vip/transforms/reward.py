@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
@@ -32,6 +32,9 @@ from torchrl_vip.transforms.placement import (
 )
 from torchrl_vip.transforms.source import Source, find_source
 from torchrl_vip.transforms.vip import EncoderLike, VIPTransform
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing's own from Python 3.11 on
 
 CALIBRATED_SCALES = {"auto": "reward_scale", "auto-other": "reward_scale_other"}
 """Values of ``scale`` that are read from a checkpoint's config, and the field."""
@@ -311,7 +314,8 @@ class VIPRewardTransform(Transform):
         self._last = z_next.clone()
         if not self._last_frames_arrive:  # nothing is known of the last step
             done = flagged_rows(next_tensordict, "done", batch, source.keys[0])
-            z_next = torch.where(broadcast_rows(done, z_next), z, z_next)
+            if done is not None:
+                z_next = torch.where(broadcast_rows(done, z_next), z, z_next)
         reward = self.reward_between(z, z_next, align(goal, z_next, batch, self.nearest))
         if stepped is not None:
             reward = reward * broadcast_rows(stepped, reward)
@@ -324,8 +328,9 @@ class VIPRewardTransform(Transform):
 
     def _z_before(self, tensordict: TensorDictBase, z_next: Tensor) -> Tensor:
         """The embedding that a step starts from."""
-        z, source = self._last, self._known_source()
-        if z is not None and z.shape == z_next.shape and environment_of(self).batch_locked:
+        z, source, environment = self._last, self._known_source(), environment_of(self)
+        has_state = environment is None or environment.batch_locked
+        if z is not None and z.shape == z_next.shape and has_state:
             return z
         # An environment without a state of its own steps from what it is given.
         if not all(key in tensordict.keys(True, True) for key in source.keys):
@@ -514,7 +519,7 @@ class VIPRewardTransform(Transform):
         if "goal" in state:
             self._goals.set_all(state["goal"])
 
-    def clone(self):
+    def clone(self) -> Self:
         """Like this one, with goals of its own from now on."""
         clone = super().clone()
         clone.__dict__ |= {"_goals": self._goals.clone(), "_source": None}
@@ -530,7 +535,7 @@ class VIPRewardTransform(Transform):
         super().reset_parent()
         self._source = None
 
-    def _apply(self, fn: Callable, recurse: bool = True):
+    def _apply(self, fn: Callable, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         if self.embedder is not None:
             if is_attached(self):

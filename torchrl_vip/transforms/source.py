@@ -97,7 +97,8 @@ class OwnFrames:
 
     def __init__(self, vip: VIPTransform):
         self.goal_vip = vip
-        self.keys, self.dim = vip.embedding_keys, len(vip.cameras) * vip.dim
+        self.keys = vip.embedding_keys
+        self.dim: int | None = len(vip.cameras) * vip.dim
 
     def cameras(self, goal: Any = None) -> list[NestedKey]:
         return self.goal_vip.cameras

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
@@ -28,7 +28,11 @@ from torchrl_vip.transforms.keys import (
 from torchrl_vip.transforms.placement import is_attached
 from torchrl_vip.weights import load_vip
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing's own from Python 3.11 on
+
 EncoderLike = str | os.PathLike | nn.Module | None
+Encoder = VIPEncoder | FrozenEncoder | EncoderClient
 _Rows = Mapping[NestedKey, Tensor | None]
 """Which rows of a key's frames are embedded, bool ``[*B]``; without an entry, or with None, all of them."""
 _ALL_ROWS: _Rows = MappingProxyType({})
@@ -79,6 +83,9 @@ class VIPTransform(Transform):
         >>> env.rollout(3)["next", "vip_vec"].shape  # doctest: +SKIP
         torch.Size([3, 512])
     """
+
+    encoder: Encoder
+    dim: int
 
     def __init__(
         self,
@@ -169,7 +176,7 @@ class VIPTransform(Transform):
     def _embed_all(self, images: list[Tensor]) -> list[Tensor]:
         """Embed frames of several keys, those of one size in one batch."""
         images = [to_chw(x, self.channel_dim) for x in images]
-        out: list[Tensor | None] = [None] * len(images)
+        embedded: dict[int, Tensor] = {}
         kinds: dict[tuple, list[int]] = {}
         for i, x in enumerate(images):
             kinds.setdefault((x.shape[-3:], x.dtype), []).append(i)
@@ -177,8 +184,9 @@ class VIPTransform(Transform):
             flat = [images[i].reshape(-1, *images[i].shape[-3:]) for i in members]
             z = self.encoder(flat[0] if len(flat) == 1 else torch.cat(flat), channel_dim=-3)
             for i, part in zip(members, z.split([len(x) for x in flat]), strict=True):
-                out[i] = part.reshape(*images[i].shape[:-3], self.dim).to(torch.float32)
-        return out
+                z_i = part.reshape(*images[i].shape[:-3], self.dim)
+                embedded[i] = z_i.to(torch.float32)
+        return [embedded[i] for i in range(len(images))]
 
     def _embed_keys(
         self, tensordict: TensorDictBase, keys: Sequence[NestedKey], rows: _Rows = _ALL_ROWS
@@ -202,8 +210,7 @@ class VIPTransform(Transform):
             rows_of_out[out] = r
         for out, parts in joined.items():
             z = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-            if rows_of_out[out] is not None:
-                z = self._with_last(out, z, rows_of_out[out])
+            z = self._with_last(out, z, rows_of_out[out])
             if not is_next(out):
                 self._last[out] = z.detach().clone()  # whoever gets it may edit it in place
             tensordict.set(out, z)
@@ -222,8 +229,10 @@ class VIPTransform(Transform):
             )
         return frames
 
-    def _with_last(self, out: NestedKey, z: Tensor, rows: Tensor) -> Tensor:
+    def _with_last(self, out: NestedKey, z: Tensor, rows: Tensor | None) -> Tensor:
         """Embeddings ``[n, D]`` of the n rows, and the last ones of the others: ``[*B, D]``."""
+        if rows is None:
+            return z
         full = z.new_zeros(*rows.shape, *z.shape[1:])
         last = self._last.get(out)
         if last is not None and last.shape == full.shape:
@@ -318,7 +327,7 @@ class VIPTransform(Transform):
 
     # -- where the frozen weights live ------------------------------------------------------------
 
-    def clone(self):
+    def clone(self) -> Self:
         """Shares the encoder, and leaves it where it is, whatever ``.to()`` is told, until it is part of an
         environment: TorchRL makes a clone for every look at a transform's ``parent``, and moves it to the
         device of the environment that it puts it into."""
@@ -327,7 +336,7 @@ class VIPTransform(Transform):
         clone.shares_encoder = True
         return clone
 
-    def _apply(self, fn: Callable, recurse: bool = True):
+    def _apply(self, fn: Callable, recurse: bool = True) -> Self:
         moves = not self.shares_encoder or is_attached(self)
         super()._apply(fn, recurse and moves)
         if self.freeze and moves:
@@ -335,7 +344,7 @@ class VIPTransform(Transform):
         self.__dict__["_last"] = {key: fn(z).to(z.dtype) for key, z in self._last.items()}
         return self
 
-    def share_memory(self):
+    def share_memory(self) -> Self:
         """Put the weights in memory shared between processes."""
         if self.freeze:
             self.encoder.share_memory()
@@ -348,7 +357,9 @@ class VIPTransform(Transform):
         if state:
             self.encoder.load_state_dict(state)
 
-    def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
+    def state_dict(
+        self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Any]:
         state = super().state_dict(
             *args, destination=destination, prefix=prefix, keep_vars=keep_vars
         )
@@ -356,8 +367,10 @@ class VIPTransform(Transform):
             state.pop(f"{prefix}_extra_state", None)  # empty: no key at all
         return state
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, *args):
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, *args)
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, metadata: dict, strict: bool, missing: list, *rest: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
         key = f"{prefix}_extra_state"
         if key in missing:
             missing.remove(key)
@@ -399,7 +412,7 @@ def _make_encoder(
     size: int | None,
     channels_last: bool,
     frozen_options: dict[str, Any],
-) -> nn.Module:
+) -> Encoder:
     """The encoder of a VIPTransform; ``where`` has :func:`load_vip`'s options for a name or path."""
     if not isinstance(encoder, nn.Module):
         encoder = load_vip(encoder, **where)
