@@ -197,6 +197,19 @@ DAMAGE = {
     "negative dim": (change_config(dim=-1), "config.json.*dim is -1"),
     "dim a string": (change_config(dim="8"), "config.json.*dim is '8'"),
     "no size": (change_config(image_size=0), "config.json.*image_size is 0"),
+    "huge dim": (change_config(dim=10**9), "config.json.*dim is 1000000000; wanted 16384 at most"),
+    "huge image": (change_config(image_size=10**6), "config.json.*image_size.*wanted 2048 at most"),
+    "nested": (write("config.json", b"[" * 200_000), "config.json.*nested too deeply"),
+    "a huge config": (
+        write("config.json", b" " * 10_000_001),
+        "config.json.*wanted 10000000 at most",
+    ),
+    "scale NaN": (change_config(reward_scale=float("nan")), "reward_scale is nan; wanted a finite"),
+    "scale infinite": (change_config(reward_scale_other=1e999), "reward_scale_other is inf"),
+    "threshold negative": (change_config(success_threshold=-1), "success_threshold is -1; wanted"),
+    "scale a text": (change_config(reward_scale="0.1"), "reward_scale is '0.1'; wanted a finite"),
+    "scale true": (change_config(reward_scale=True), "reward_scale is True; wanted a finite"),
+    "distance zero": (change_config(typical_distance=0), "typical_distance is 0; wanted a finite"),
     "another dim": (change_config(dim=9), r"head.weight of shape \(8, 512\) where \(9, 512\)"),
     "no head": (change_config(head=False), "unknown head.weight"),
     "lacks one": (change_tensors(lambda s: s.pop(WEIGHT)), f"lacks {WEIGHT}"),
@@ -218,11 +231,26 @@ def test_damage_is_named(folder, damage, says):
     assert str(folder) in str(error.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 0, "0.1", [1.0]])
+def test_a_scale_that_cannot_be_is_not_saved(saved, folder, value):
+    encoder = VIPEncoder("thin", dim=8, image_size=32, config={"reward_scale": value})
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(CheckpointError, match="is not written: reward_scale is"):
+        save_vip(encoder, folder)
+    with pytest.raises(CheckpointError, match="is not written"):
+        save_vip(encoder, folder / "new")
+    assert (folder / "config.json").read_bytes() == before and not (folder / "new").exists()
+
+
 def test_a_missing_path_is_named(tmp_path):
     for path in (tmp_path / "nowhere", tmp_path / "model.pt", "nowhere/at/all", "model.pt"):
         with pytest.raises(CheckpointError, match="does not exist") as error:
             load_vip(path)
         assert str(path) in str(error.value)
+    with pytest.raises(
+        CheckpointError, match="does not exist.*hf download someone/vip --local-dir"
+    ):
+        load_vip("someone/vip")
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(CheckpointError, match="notes.txt is no checkpoint"):
         load_vip(tmp_path / "notes.txt")

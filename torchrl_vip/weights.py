@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import tempfile
 import uuid
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +33,12 @@ DEFAULT = "efficientnet_lite0"
 OFFICIAL_URL = "https://pytorch.s3.amazonaws.com/models/rl/vip/model.pt"
 OFFICIAL_LICENCE = "CC BY-NC 4.0 (Meta Platforms, facebookresearch/vip)"
 _licence_said = False
+
+# Larger ones are a mistake, or an attack on the machine's memory.
+LIMITS = {"dim": 16_384, "image_size": 2_048, "config.json": 10_000_000}
+"""Numbers of the embedding, pixels, bytes."""
+CALIBRATED = ("reward_scale", "reward_scale_other", "success_threshold", "typical_distance")
+"""Entries of config.json that rewards are computed with."""
 
 
 class CheckpointError(RuntimeError):
@@ -99,13 +108,23 @@ def load_vip(
     if path.suffix or path.name != str(source):  # a path, no name
         raise CheckpointError(
             f"{path} {'is no checkpoint' if path.exists() else 'does not exist'}: wanted a folder "
-            "(model.safetensors and config.json) or an official model.pt."
+            "(model.safetensors and config.json) or an official model.pt." + _hub_hint(str(source))
         )
     raise ValueError(
         f"{str(source)!r} is neither a bundled checkpoint ({', '.join(BUNDLED)}), nor a checkpoint "
         "folder (model.safetensors and config.json), nor an official model.pt. Other choices: "
         "'resnet50' with download=True; a name of "
         f"{', '.join(ENCODERS)} with weights='random'."
+    )
+
+
+def _hub_hint(source: str) -> str:
+    """What to do where a name could be a repository on the Hugging Face Hub."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or Path(source).suffix or Path(source).exists():
+        return ""
+    return (
+        f" A repository on the Hugging Face Hub is downloaded first: hf download {source} --local-dir "
+        f"{source.split('/')[1]}"
     )
 
 
@@ -122,6 +141,7 @@ def save_vip(
     Raises:
         ValueError: a backbone without a name, which could not be rebuilt from config.json; values that are
             not finite, in this dtype.
+        CheckpointError: a config that no checkpoint may have, such as a negative ``reward_scale``.
         TypeError: no VIPEncoder, such as a FrozenEncoder, which lacks the batch norm it has folded.
     """
     if not isinstance(encoder, VIPEncoder):
@@ -141,17 +161,22 @@ def save_vip(
         if not value.isfinite().all():
             raise ValueError(f"{name} has values that are not finite as {value.dtype}.")
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
     shape = {
         "backbone": encoder.name,
         "dim": encoder.dim,
         "head": not isinstance(encoder.head, nn.Identity),
         "image_size": encoder.image_size,
     }
-    # Before anything is written: a config that is no JSON leaves the old checkpoint alone.
-    config = json.dumps(shape | encoder.config | shape, indent=2) + "\n"
+    # Before anything is written: a config that cannot be leaves the old checkpoint alone.
+    config = shape | encoder.config | shape
+    try:
+        _check_config(config)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not written: {error}.") from error
+    text = json.dumps(config, indent=2) + "\n"
+    path.mkdir(parents=True, exist_ok=True)
     _replace(path / "model.safetensors", lambda f: save_file(state, f))
-    _replace(path / "config.json", lambda f: Path(f).write_text(config))
+    _replace(path / "config.json", lambda f: Path(f).write_text(text))
     return path
 
 
@@ -188,13 +213,13 @@ def _load_folder(path: Path) -> VIPEncoder:
                 f"{file} is missing: a checkpoint folder holds model.safetensors and config.json."
             )
     try:
+        if (length := config_file.stat().st_size) > LIMITS["config.json"]:
+            raise ValueError(f"{length} bytes; wanted {LIMITS['config.json']} at most")
         config = json.loads(config_file.read_text())
         name, dim, head, size = (config[k] for k in ("backbone", "dim", "head", "image_size"))
         if name not in ENCODERS:
             raise ValueError(f"backbone {name!r} is none of {', '.join(ENCODERS)}")
-        for key in ("dim", "image_size"):
-            if type(config[key]) is not int or config[key] < 1:
-                raise ValueError(f"{key} is {config[key]!r}; wanted a positive integer")
+        _check_config(config)
         extra = {
             k: v for k, v in config.items() if k not in ("backbone", "dim", "head", "image_size")
         }
@@ -203,6 +228,8 @@ def _load_folder(path: Path) -> VIPEncoder:
         raise CheckpointError(
             f"{config_file} has no entry {error}: not a VIP checkpoint."
         ) from error
+    except RecursionError as error:
+        raise CheckpointError(f"{config_file} cannot be used: it is nested too deeply.") from error
     except (ValueError, TypeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{config_file} cannot be used: {error}.") from error
     try:
@@ -212,6 +239,24 @@ def _load_folder(path: Path) -> VIPEncoder:
             f"{model_file} is no readable safetensors file (damaged or cut short?): {error}."
         ) from error
     return _load_state(encoder, state, model_file)
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    """ValueError for sizes and calibrated numbers that no checkpoint can have."""
+    for key in ("dim", "image_size"):
+        value = config[key]
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{key} is {value!r}; wanted a positive integer")
+        if value > LIMITS[key]:
+            raise ValueError(f"{key} is {value}; wanted {LIMITS[key]} at most")
+    for key in CALIBRATED:
+        value = config.get(key)
+        if value is None:
+            continue
+        if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
+            raise ValueError(
+                f"{key} is {value!r}; wanted a finite number above 0, or no such entry"
+            )
 
 
 def _load_state(encoder: VIPEncoder, state: dict[str, Tensor], file: Path) -> VIPEncoder:
