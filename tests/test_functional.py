@@ -208,6 +208,8 @@ def test_goal_reward_refuses_unknown_forms():
         goal_reward(Z, Z_NEXT, ORIGIN, form="cosine")
     with pytest.raises(ValueError, match="threshold"):
         goal_reward(Z, Z_NEXT, ORIGIN, form="sparse")
+    with pytest.raises(TypeError, match="z, z_next and z_goal"):
+        goal_reward(Z, Z_NEXT)
 
 
 def test_goal_reward_relabels_in_torchrl_her():

@@ -237,6 +237,7 @@ def goal_reward(
 
     Raises:
         ValueError: unknown form, or ``"sparse"`` without a threshold; see :func:`goal_distance` too.
+        TypeError: ``z`` is a tensor, and ``z_next`` or ``z_goal`` is missing.
     """
     if isinstance(z, TensorDictBase):
         reward = goal_reward(
@@ -250,9 +251,12 @@ def goal_reward(
             weights=weights,
         )
         return reward.unsqueeze(-1)
+    if z_next is None or z_goal is None:
+        raise TypeError("goal_reward wants z, z_next and z_goal; or one tensordict with all three.")
     check_form(form, threshold)
     distance_next = goal_distance(z_next, z_goal, weights)
     if form == "sparse":
+        assert threshold is not None  # check_form has seen to it
         return (distance_next <= threshold).to(distance_next.dtype)
     if form == "distance":
         return -scale * distance_next
