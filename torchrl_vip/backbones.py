@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,9 @@ class SameConv2d(nn.Conv2d):
         return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, 1, self.groups)
 
 
-def _unit(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, **options) -> nn.Sequential:
+def _unit(
+    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, **options: Any
+) -> nn.Sequential:
     """Convolution, batch norm and ReLU6."""
     linear = options.pop("linear", False)
     convolution = SameConv2d(inputs, outputs, kernel, stride, bias=False, **options)

@@ -9,6 +9,8 @@ together.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -148,17 +150,15 @@ class TripletLoss(EmbeddingLoss):
 
     name = "triplet"
 
-    def __init__(self, encoder: nn.Module, *, margin: float = 1.0, **options):
+    def __init__(self, encoder: nn.Module, *, margin: float = 1.0, **options: Any):
         super().__init__(encoder, **options)
         self.margin = margin
 
     def objective(self, z: Tensor, reward: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         z_0, z_t, _, z_goal = z.unbind(1)
-        ends = [
-            F.triplet_margin_loss(anchor, z_t, far, margin=self.margin)
-            for anchor, far in ((z_0, z_goal), (z_goal, z_0))
-        ]
-        return sum(ends) / 2, {}
+        from_start = F.triplet_margin_loss(z_0, z_t, z_goal, margin=self.margin)
+        from_goal = F.triplet_margin_loss(z_goal, z_t, z_0, margin=self.margin)
+        return (from_start + from_goal) / 2, {}
 
 
 def all_batches(x: Tensor) -> Tensor:
@@ -177,13 +177,13 @@ class _AllBatches(torch.autograd.Function):
     """torch.distributed.nn.functional.all_gather does the same and is deprecated."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, x)
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]

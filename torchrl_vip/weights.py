@@ -14,6 +14,7 @@ import re
 import tempfile
 import uuid
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def weights_digest(network: nn.Module, *also: object) -> str:
     return sha.hexdigest()
 
 
-def _replace(path: Path, write) -> None:
+def _replace(path: Path, write: Callable[[str], object]) -> None:
     """Write through a temporary file in the same folder, then rename it into place."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

@@ -34,17 +34,18 @@ def success_threshold(
     Raises:
         ValueError: no group with two successes and a failure.
     """
-    good, bad = [], []
+    good: list[float] = []
+    bad: list[float] = []
     for j, goal in enumerate(clips):
         for i, clip in enumerate(clips):
             if goal.success and i != j and clip.group == goal.group:
-                (good if clip.success else bad).append(np.linalg.norm(z[i][-1] - z[j][-1]))
+                (good if clip.success else bad).append(float(np.linalg.norm(z[i][-1] - z[j][-1])))
     if not good or not bad:
         raise ValueError("calibration needs a group with two successes and a failure.")
-    good, bad = np.sort(good), np.sort(bad)
-    candidates = np.concatenate([good, bad])
-    kept = np.searchsorted(good, candidates, side="right") / len(good)
-    refused = 1 - np.searchsorted(bad, candidates, side="right") / len(bad)
+    successes, failures = np.sort(good), np.sort(bad)
+    candidates = np.concatenate([successes, failures])
+    kept = np.searchsorted(successes, candidates, side="right") / len(successes)
+    refused = 1 - np.searchsorted(failures, candidates, side="right") / len(failures)
     accuracy = (kept + refused) / 2
     best = int(accuracy.argmax())
     return float(candidates[best]), float(accuracy[best])
@@ -66,4 +67,4 @@ def reward_correlation(
     ):
         z = embed_clips(frozen, clips)
         rewards.append(np.concatenate([-np.diff(np.linalg.norm(e - e[-1], axis=-1)) for e in z]))
-    return float(np.corrcoef(*rewards)[0, 1])
+    return float(np.corrcoef(rewards)[0, 1])

@@ -42,7 +42,7 @@ class LabelledClip:
     group: str
     success: bool = True
     name: str = ""
-    level: int | None = None
+    level: int = None  # type: ignore[assignment]  # None until __post_init__ has filled it
     reward: np.ndarray | None = None
 
     def __post_init__(self) -> None:
