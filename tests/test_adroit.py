@@ -7,15 +7,15 @@ import pytest
 
 pytest.importorskip("gymnasium_robotics", reason='pip install "torchrl-vip[robotics]"')
 
-from torchrl_vip.data import render  # noqa: E402
-from torchrl_vip.envs import adroit, load_suite  # noqa: E402
-from torchrl_vip.envs.adroit import TASKS, AdroitSim  # noqa: E402
-from torchrl_vip.envs.demonstrations import (  # noqa: E402
+from torchrl_vip.data import render
+from torchrl_vip.envs import adroit, load_suite
+from torchrl_vip.envs.adroit import TASKS, AdroitSim
+from torchrl_vip.envs.demonstrations import (
     SHIPPED,
     read_demonstrations,
     write_demonstrations,
 )
-from torchrl_vip.planning import demonstrate  # noqa: E402
+from torchrl_vip.planning import demonstrate
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))

@@ -29,7 +29,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("page", "code"),
+    "page, code",
     [(page.name, code) for page in PAGES for code in snippets(page)],
 )
 def test_snippets_run(page, code, tmp_path):

@@ -7,16 +7,16 @@ import pytest
 
 pytest.importorskip("gymnasium_robotics", reason='pip install "torchrl-vip[robotics]"')
 
-from torchrl.envs.utils import check_env_specs  # noqa: E402
+from torchrl.envs.utils import check_env_specs
 
-from torchrl_vip.envs import kitchen, load_suite, meshes  # noqa: E402
-from torchrl_vip.envs.demonstrations import (  # noqa: E402
+from torchrl_vip.envs import kitchen, load_suite, meshes
+from torchrl_vip.envs.demonstrations import (
     SHIPPED,
     Demonstration,
     read_demonstrations,
 )
-from torchrl_vip.envs.kitchen import CAMERAS, TASKS, KitchenSim  # noqa: E402
-from torchrl_vip.planning import Rollouts, demonstrate, last_frame, rollout  # noqa: E402
+from torchrl_vip.envs.kitchen import CAMERAS, TASKS, KitchenSim
+from torchrl_vip.planning import Rollouts, demonstrate, last_frame, rollout
 
 SHIPPED_TASKS = sorted(path.stem for path in (SHIPPED / "kitchen").glob("*.npz"))
 

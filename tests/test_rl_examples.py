@@ -87,7 +87,7 @@ def test_cameras_joined_by_a_plus_are_one_embedding_and_one_goal(goals: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("example", "shares", "parts_of"),
+    "example, shares, parts_of",
     [("sac", None, [0.5, 0.5]), ("drq", None, [0.5, 0.5]), ("sac", "1+3", [0.25, 0.75])],
 )
 def test_each_camera_has_its_part_in_the_reward(example, shares, parts_of) -> None:
@@ -179,7 +179,7 @@ def test_sac_runs_and_resumes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stays", "is_actor"), [(0.0, True), (0.999, False)])
+@pytest.mark.parametrize("stays, is_actor", [(0.0, True), (0.999, False)])
 def test_the_average_of_the_actor_is_evaluated(stays, is_actor, tmp_path, monkeypatch):
     evaluated = []
     monkeypatch.setattr(
@@ -198,7 +198,7 @@ def test_the_average_of_the_actor_is_evaluated(stays, is_actor, tmp_path, monkey
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("script", "flags", "resumed"),
+    "script, flags, resumed",
     [
         ("drq", (), False),
         ("drq", ("--observation", "embedding", "--goals", "0"), True),  # n-step buffer

@@ -16,10 +16,10 @@ import torch
 pytest.importorskip("gymnasium_robotics", reason='pip install "torchrl-vip[robotics]"')
 pytest.importorskip("dm_control", reason='pip install "torchrl-vip[dm]"')
 
-from torchrl.envs.utils import check_env_specs  # noqa: E402
+from torchrl.envs.utils import check_env_specs
 
-from torchrl_vip.envs import load_suite, metaworld, named, simulator  # noqa: E402
-from torchrl_vip.envs.simulator import ends_solved, play  # noqa: E402
+from torchrl_vip.envs import load_suite, metaworld, named, simulator
+from torchrl_vip.envs.simulator import ends_solved, play
 
 TASK = {"fetch": "fetch-push", "dm_manipulation": "lift_brick_vision", "adroit": "adroit-door"}
 SUITE_TASKS = [(name, task) for name in TASK for task in load_suite(name).list_tasks()]
@@ -154,9 +154,11 @@ def test_a_suite_without_a_known_robot_cannot_leave_it_out() -> None:
 
     with pytest.raises(ValueError, match="corner4/no-robot'.*no robot to leave out"):
         Robotless("reach-v3", camera="corner4/no-robot")
-    with closing(Robotless("reach-v3", image_size=16)) as sim:
-        with pytest.raises(ValueError, match="no robot to leave out"):
-            sim.layer("corner4", robot=False)
+    with (
+        closing(Robotless("reach-v3", image_size=16)) as sim,
+        pytest.raises(ValueError, match="no robot to leave out"),
+    ):
+        sim.layer("corner4", robot=False)
 
 
 @pytest.mark.slow
@@ -217,7 +219,7 @@ def test_an_image_as_goal_is_written_at_every_reset(suite) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "task"), SUITE_TASKS)
+@pytest.mark.parametrize("name, task", SUITE_TASKS)
 def test_every_task_resets_steps_and_shows_something(name: str, task: str) -> None:
     sim = load_suite(name).SIMULATOR(task, image_size=64)
     state = sim.reset(0)
@@ -233,7 +235,7 @@ def test_every_task_resets_steps_and_shows_something(name: str, task: str) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "task"), SCRIPTED)
+@pytest.mark.parametrize("name, task", SCRIPTED)
 def test_the_script_solves_its_task_and_a_still_hand_does_not(name: str, task: str) -> None:
     sim = load_suite(name).SIMULATOR(task, image_size=32)
     for seed in range(5):
@@ -250,7 +252,7 @@ def test_the_script_solves_its_task_and_a_still_hand_does_not(name: str, task: s
 
 
 @pytest.mark.parametrize(
-    ("task", "state", "options"),
+    "task, state, options",
     [("cheetah-run", 17, {}), ("hopper-stand", 15, {"cameras": 1}), ("Reacher-v5", 10, {})],
 )
 def test_any_environment_by_name(task: str, state: int, options: dict) -> None:
@@ -303,7 +305,7 @@ def test_fetch_goal_rules(task: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suite", "task"),
+    "suite, task",
     [
         ("fetch", "fetch-pick-and-place"),
         ("fetch", "fetch-lift"),
@@ -478,7 +480,7 @@ def test_a_hand_that_is_held_up_feels_where_its_controller_pulls() -> None:
         np.testing.assert_allclose(hand + pull, -0.01, atol=1e-5)  # m; where the actions add up
 
 
-@pytest.mark.parametrize(("name", "things"), [("fetch", 25), ("dm_manipulation", 30)])
+@pytest.mark.parametrize("name, things", [("fetch", 25), ("dm_manipulation", 30)])
 def test_a_displaced_hand_leaves_the_objects_where_they_are(name: str, things: int) -> None:
     sim, offset = load_suite(name).SIMULATOR(TASK[name], image_size=32), np.array([0.1, 0, -0.05])
     state = sim.reset(0)
