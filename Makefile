@@ -1,7 +1,7 @@
 # `make demo` and `make test` set the machine up by themselves; `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup renderer test test-fast lint format demo wheel clean
+.PHONY: help setup renderer test test-fast check lint types format demo wheel clean
 
 PY := .venv/bin/python
 ARGS ?=
@@ -26,8 +26,16 @@ test: setup  ## every test, WORKERS at a time (ARGS="-k reward")
 test-fast: setup  ## the tests that take seconds
 	@$(GL) $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-lint: setup  ## ruff, changing nothing
-	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+check: lint types  ## what .ci/run wants before the tests
+
+lint: setup  ## ruff, spelling, whitespace, YAML, large files
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && .venv/bin/typos
+	@if git rev-parse --git-dir >/dev/null 2>&1; then \
+	    SKIP=ruff-check,ruff-format,typos PRE_COMMIT_HOME=.venv/pre-commit .venv/bin/pre-commit run --all-files; \
+	else echo "lint: no git here, so ruff and typos alone" >&2; fi
+
+types: setup  ## mypy
+	@$(PY) -m mypy
 
 format: setup  ## ruff, fixing what it can
 	@$(PY) -m ruff check --fix . ; $(PY) -m ruff format .
@@ -39,5 +47,5 @@ wheel: setup  ## dist/torchrl_vip-*.whl
 	@$(PY) -m build --wheel --no-isolation
 
 clean:  ## caches and builds; .venv, runs and outputs stay
-	rm -rf build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

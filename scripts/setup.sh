@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Set this machine up: Debian packages, .venv with every extra, and a renderer that works.
-# Quick when done: .venv/.setup-done is newer than pyproject.toml and this file, and names this folder.
+# Quick when done: .venv/.setup-done holds this folder and the checksum of pyproject.toml and this file.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
@@ -117,11 +117,11 @@ pick_renderer() {
     say "then make again. Going on: what does not render works."
 }
 
-if [[ ! -f $done_file || pyproject.toml -nt $done_file || scripts/setup.sh -nt $done_file ||
-    $(<"$done_file") != "$root" ]]; then
+stamp="$root $(cat pyproject.toml scripts/setup.sh | cksum)"
+if [[ ! -f $done_file || $(<"$done_file") != "$stamp" ]]; then
     install_packages
     install_python
     rm -f "$gl_file"
-    echo "$root" >"$done_file"
+    echo "$stamp" >"$done_file"
 fi
 [[ -s $gl_file ]] || pick_renderer

