@@ -35,11 +35,11 @@ ROOT = Path(__file__).parent
 EXAMPLES = ROOT.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-from common import EVALUATION_SEED, Config  # noqa: E402
-from goal_switching import GoalConfig  # noqa: E402
-from sac import SACConfig  # noqa: E402
+from common import EVALUATION_SEED, Config
+from goal_switching import GoalConfig
+from sac import SACConfig
 
-from torchrl_vip.envs.metaworld import HELD_OUT_TASKS, MetaWorldSim  # noqa: E402
+from torchrl_vip.envs.metaworld import HELD_OUT_TASKS, MetaWorldSim
 
 REWARDS = {
     "vip": "VIP alone",

@@ -16,7 +16,7 @@ def _renderer() -> str:
 os.environ.setdefault("MUJOCO_GL", _renderer())
 
 # Before anything renders: torchrl imported after the first EGL or OSMesa frame segfaults.
-import torchrl  # noqa: F401, I001
+import torchrl  # noqa: F401, I001  (imported for its order alone)
 
 import pytest
 import torch

@@ -17,11 +17,11 @@ pytest.importorskip("gymnasium_robotics", reason='pip install "torchrl-vip[robot
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
 
-import kitchen36  # noqa: E402
-import kitchen36_candidates as candidates  # noqa: E402
-import kitchen36_episode as one  # noqa: E402
-import kitchen36_report as report  # noqa: E402
-import mppi  # noqa: E402
+import kitchen36
+import kitchen36_candidates as candidates
+import kitchen36_episode as one
+import kitchen36_report as report
+import mppi
 
 
 @pytest.fixture(autouse=True)

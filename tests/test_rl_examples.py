@@ -26,12 +26,12 @@ pytest.importorskip("metaworld")
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-import common  # noqa: E402
-import drq  # noqa: E402
-import goal_switching  # noqa: E402
-import runs  # noqa: E402
-import sac  # noqa: E402
-import workers  # noqa: E402
+import common
+import drq
+import goal_switching
+import runs
+import sac
+import workers
 
 CONFIGS = {"sac": sac.SACConfig, "drq": drq.DrQConfig, "goal_switching": goal_switching.GoalConfig}
 
@@ -125,7 +125,7 @@ def test_each_camera_has_its_part_in_the_reward(example, shares, parts_of) -> No
 @pytest.mark.parametrize("shares", ["1", "1+x", "1+0", "1+nan", "1+2+3", ""])
 def test_camera_shares_are_a_number_for_each_camera(shares: str) -> None:
     with pytest.raises(ValueError, match=r"2 positive numbers joined by \+ are wanted"):
-        CONFIGS["sac"](camera="corner4+topview", camera_shares=shares).shares  # noqa: B018
+        CONFIGS["sac"](camera="corner4+topview", camera_shares=shares).shares  # noqa: B018  (a property raises)
 
 
 def test_pixels_of_several_cameras_are_refused(tmp_path) -> None:
