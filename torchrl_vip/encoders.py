@@ -127,9 +127,11 @@ def merge_heads(encoders: Sequence[VIPEncoder]) -> VIPEncoder:
             size, or no typical distance.
     """
     first = encoders[0] if encoders else None
-    if first is None or not all(
-        isinstance(e.head, nn.Linear) and e.dim == first.dim and e.image_size == first.image_size
-        for e in encoders
+    heads = [e.head for e in encoders if isinstance(e.head, nn.Linear)]
+    if (
+        first is None
+        or len(heads) < len(encoders)
+        or any(e.dim != first.dim or e.image_size != first.image_size for e in encoders)
     ):
         raise ValueError(
             "merge_heads wants one encoder or more with linear heads of one size, at one image_size; got "
@@ -150,10 +152,11 @@ def merge_heads(encoders: Sequence[VIPEncoder]) -> VIPEncoder:
         ) from error
     scale = sum(typical) / len(typical)
     merged = copy.deepcopy(first)
+    merged.head = head = copy.deepcopy(heads[0])
     with torch.no_grad():
-        heads = [e.head.weight * (scale / d) for e, d in zip(encoders, typical, strict=True)]
-        merged.head.weight.copy_(mean_metric(heads, first.dim))
-        merged.head.bias.zero_()  # no distance looks at it
+        scaled = [h.weight * (scale / d) for h, d in zip(heads, typical, strict=True)]
+        head.weight.copy_(mean_metric(scaled, first.dim))
+        head.bias.zero_()  # no distance looks at it
     merged.config = {k: v for k, v in first.config.items() if k not in MEASURED}
     merged.config |= {"merged": len(encoders), "typical_distance": scale, "reward_scale": 1 / scale}
     return merged
