@@ -79,7 +79,7 @@ def optimum(x: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 @pytest.mark.parametrize(
-    ("planner", "within"),
+    "planner, within",
     [
         (CEM(1, horizon=HORIZON, trajectories=200, iterations=20, elites=20), 0.005),
         (MPPI(1, horizon=HORIZON, trajectories=200, iterations=40, sigma=0.3, kappa=10), 0.01),

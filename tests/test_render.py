@@ -12,14 +12,14 @@ import torch
 
 pytest.importorskip("metaworld", reason='pip install "torchrl-vip[metaworld]"')
 
-from torchrl.envs.utils import check_env_specs  # noqa: E402
+from torchrl.envs.utils import check_env_specs
 
-from torchrl_vip.data import render  # noqa: E402
-from torchrl_vip.data.sources import find_clips  # noqa: E402
-from torchrl_vip.data.video import read_clip  # noqa: E402
-from torchrl_vip.envs import load_suite  # noqa: E402
-from torchrl_vip.envs import metaworld as mw  # noqa: E402
-from torchrl_vip.envs.simulator import ends_solved, play  # noqa: E402
+from torchrl_vip.data import render
+from torchrl_vip.data.sources import find_clips
+from torchrl_vip.data.video import read_clip
+from torchrl_vip.envs import load_suite
+from torchrl_vip.envs import metaworld as mw
+from torchrl_vip.envs.simulator import ends_solved, play
 
 TASK = "drawer-open-v3"
 

@@ -130,7 +130,7 @@ def test_an_ego4d_manifest_gives_its_clips_as_long_as_it_says(tmp_path: Path) ->
         assert greys(read_clip(b, 8)) == [100, 110, 120, 130]
 
 
-@pytest.mark.parametrize(("no", "yes"), [("False", "true"), ("0", "1"), ("", "yes")])
+@pytest.mark.parametrize("no, yes", [("False", "true"), ("0", "1"), ("", "yes")])
 def test_a_false_in_a_manifest_is_false(tmp_path: Path, no: str, yes: str) -> None:
     folder = write_ego4d(tmp_path)
     (folder / "manifest.csv").write_text(f"path,len,success\nframes/a/,3,{no}\nframes/b/,4,{yes}\n")
