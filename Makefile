@@ -7,6 +7,8 @@ PY := .venv/bin/python
 ARGS ?=
 # of pytest; a test takes up to 4 GB
 WORKERS ?= 2
+# A file stays with one worker, whose fixtures its tests share; they start in the order of tests/conftest.py.
+SPREAD = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The renderer that scripts/setup.sh saw working; MUJOCO_GL in the environment wins.
 GL = MUJOCO_GL="$${MUJOCO_GL:-$$(cat .venv/mujoco_gl 2>/dev/null || echo egl)}"
 
@@ -21,10 +23,10 @@ renderer: setup
 	    { echo "MuJoCo cannot render here: see setup's message above." >&2; exit 1; }
 
 test: setup  ## every test, WORKERS at a time (ARGS="-k reward")
-	@$(GL) $(PY) -m pytest -n $(WORKERS) --dist loadfile -m "slow or not slow" $(ARGS)
+	@$(GL) $(PY) -m pytest $(SPREAD) -m "slow or not slow" $(ARGS)
 
 test-fast: setup  ## the tests that take seconds
-	@$(GL) $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(GL) $(PY) -m pytest $(SPREAD) $(ARGS)
 
 check: lint types  ## what .ci/run wants before the tests
 

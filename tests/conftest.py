@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,5 +54,10 @@ def vip_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests of a file first, whatever is selected; the order is otherwise kept."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    """Files with the most slow tests first, so that none is left to one worker at the end.
+
+    Within a file the fast tests come first; the order is otherwise kept.
+    """
+    slow = {item: item.get_closest_marker("slow") is not None for item in items}
+    slow_tests = Counter(item.path for item in items if slow[item])
+    items.sort(key=lambda item: (-slow_tests[item.path], item.path, slow[item]))

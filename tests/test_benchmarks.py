@@ -49,6 +49,8 @@ def test_reward_correlation_of_a_precision_with_itself_is_one():
 
 @pytest.mark.slow
 def test_reward_quality_runs_and_pixels_are_perfect_on_a_moving_bar(tmp_path):
+    import reward_quality
+
     entries = []
     for number, (shift, success) in enumerate([(0, True), (1, True), (0, False)]):
         frames = np.zeros((10, 64, 64, 3), np.uint8)
@@ -60,18 +62,7 @@ def test_reward_quality_runs_and_pixels_are_perfect_on_a_moving_bar(tmp_path):
         labels = {"group": "bar", "success": success, "reward": reward}
         entries.append({"file": f"{number}.mp4", **labels})
     (tmp_path / "manifest.json").write_text(json.dumps(entries))
-    command = [
-        ROOT / "benchmarks/reward_quality.py",
-        *("--clips", f"bars={tmp_path}", "--out", tmp_path / "out"),
-    ]
-    result = subprocess.run(
-        [sys.executable, *map(str, command)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr
+    reward_quality.main(["--clips", f"bars={tmp_path}", "--out", str(tmp_path / "out")])
     written = json.loads((tmp_path / "out/reward_quality.json").read_text())
     pixels = {m: v[0] for m, v in written["suites"]["bars"]["summary"]["raw pixels 32²"].items()}
     assert pixels["voc"] > 0.95 and pixels["auc"] == pixels["kendall"] == 1
@@ -184,21 +175,21 @@ def test_a_hill_by_hand():
 
 
 @pytest.mark.slow
-def test_success_curves_are_drawn(tmp_path):
+def test_success_curves_are_drawn(tmp_path, monkeypatch, capsys):
     pytest.importorskip("metaworld")
+    import success_curves
+
     flags = (
         "--tasks coffee-button-v3 --seeds 0 --stride 10 --cameras corner4 corner4+topview".split()
     )
-    command = [sys.executable, str(ROOT / "benchmarks/success_curves.py"), *flags]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", ["success_curves.py", *flags, "--out", str(tmp_path)])
+    success_curves.main()
     rows = json.loads((tmp_path / "success_curves.json").read_text())["rows"]
     for row in rows:
         assert row["curve"][0] == 1 and row["curve"][-1] == 0
         assert 0 < row["first_success"] < len(row["curve"])
-    assert "| coffee-button-v3 |" in done.stdout and (tmp_path / "success_curves.png").exists()
+    assert "| coffee-button-v3 |" in capsys.readouterr().out
+    assert (tmp_path / "success_curves.png").exists()
 
 
 @pytest.mark.slow

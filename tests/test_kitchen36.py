@@ -326,10 +326,21 @@ def test_candidates_are_ranked(tmp_path, monkeypatch, capsys) -> None:
 
 
 @pytest.mark.slow
+def test_the_example_runs_as_a_command(tmp_path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples/mppi.py", "--smoke", "--out", tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "solved after 2 actions; distance" in done.stdout
+    assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".mp4"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "suite",
     [
-        (),
         ("--beside-robot",),
         ("--read-goal", "--task", "ldoor_close"),
         ("--suite", "fetch", "--task", "fetch-push", "--camera", "front+front/no-robot"),
@@ -337,14 +348,10 @@ def test_candidates_are_ranked(tmp_path, monkeypatch, capsys) -> None:
         ("--suite", "dm_manipulation", "--task", "lift_brick_vision"),
     ],
 )
-def test_the_example_plans_and_draws(suite, tmp_path) -> None:
-    done = subprocess.run(
-        [sys.executable, ROOT / "examples/mppi.py", "--smoke", "--out", tmp_path, *suite],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "solved after 2 actions; distance" in done.stdout
+def test_the_example_plans_and_draws(suite, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["mppi.py", "--smoke", "--out", str(tmp_path), *suite])
+    mppi.main()
+    assert "solved after 2 actions; distance" in capsys.readouterr().out
     assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".mp4"}
 
 
