@@ -20,13 +20,13 @@ import torch
 from torchrl_vip import FrozenEncoder, load_vip, save_vip
 from torchrl_vip.data.sources import find_clips
 from torchrl_vip.data.video import read_frames
-from torchrl_vip.encoders import merge_heads
 from torchrl_vip.evaluation.calibration import (
     reward_correlation,
     success_threshold,
     typical_distance,
 )
 from torchrl_vip.evaluation.clips import LabelledClip, embed_clips
+from torchrl_vip.merging import merge_heads
 
 
 def read(folder: Path) -> list[LabelledClip]:

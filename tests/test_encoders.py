@@ -9,7 +9,8 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from torchrl_vip import ENCODERS, FrozenEncoder, VIPEncoder, preprocess
-from torchrl_vip.encoders import embedding_dim, merge_heads
+from torchrl_vip.encoders import embedding_dim
+from torchrl_vip.merging import merge_heads
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,8 @@ from torchrl.data import HERReplayBuffer, LazyTensorStorage
 from torchvision.transforms import v2
 
 from torchrl_vip import camera_weights, goal_distance, goal_reward, preprocess
-from torchrl_vip.functional import IMAGENET_MEAN, IMAGENET_STD, check_range, mean_metric, to_chw
+from torchrl_vip.functional import IMAGENET_MEAN, IMAGENET_STD, check_range, to_chw
+from torchrl_vip.merging import mean_metric
 
 
 def torchvision_preprocess(images: torch.Tensor, size: int = 224) -> torch.Tensor:

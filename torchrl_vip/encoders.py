@@ -10,18 +10,19 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from torchrl_vip.backbones import ENCODERS, fold_batch_norm, foldable
-from torchrl_vip.functional import check_range, mean_metric, preprocess, to_chw
+from torchrl_vip.functional import check_range, preprocess, to_chw
+from torchrl_vip.moved import moved
 
 CPU_CHUNK = 16  # frames
-# What scripts/bundle_checkpoint.py measures of one head and writes into its config.
-MEASURED = ("success_threshold", "success_threshold_balanced_accuracy", "reward_correlation")
+
+__getattr__ = moved(__name__, "torchrl_vip.merging", ["merge_heads"])
 
 
 class VIPEncoder(nn.Module):
@@ -106,71 +107,14 @@ class VIPEncoder(nn.Module):
         )
 
 
-def merge_heads(encoders: Sequence[VIPEncoder]) -> VIPEncoder:
-    """One encoder of several whose linear heads stand on the same frozen backbone, such as training seeds.
-
-    Its squared distances are the mean of theirs, each in parts of its own typical distance (see
-    :func:`torchrl_vip.functional.mean_metric`); it costs what one costs.
-
-    Args:
-        encoders: of one backbone, with its very weights, and heads of one size; their ``config`` has
-            "typical_distance", as a training run writes it.
-
-    Returns:
-        A new encoder; its ``config`` is the first one's, "merged" counts the encoders, and what was
-        measured on the first one alone (success threshold, reward correlation) is gone.
-        "typical_distance" is the mean, a twentieth above what clips said of four heads (512 of 3776), as
-        the weakest directions are cut: measure it where that counts.
-
-    Raises:
-        ValueError: no encoder, other backbones or image sizes, a head that is not linear or of another
-            size, or no typical distance.
-    """
-    first = encoders[0] if encoders else None
-    heads = [e.head for e in encoders if isinstance(e.head, nn.Linear)]
-    if (
-        first is None
-        or len(heads) < len(encoders)
-        or any(e.dim != first.dim or e.image_size != first.image_size for e in encoders)
-    ):
-        raise ValueError(
-            "merge_heads wants one encoder or more with linear heads of one size, at one image_size; got "
-            f"{[(type(e.head).__name__, e.dim, e.image_size) for e in encoders]}."
-        )
-    weights = first.backbone.state_dict()
-    for encoder in encoders[1:]:
-        state = encoder.backbone.state_dict()
-        if state.keys() != weights.keys() or not all(
-            torch.equal(state[k], weights[k]) for k in weights
-        ):
-            raise ValueError("merge_heads wants one backbone under all heads; these have others.")
-    try:
-        typical = [float(e.config["typical_distance"]) for e in encoders]
-    except KeyError as error:
-        raise ValueError(
-            'merge_heads wants "typical_distance" in every config: heads are averaged in parts of it.'
-        ) from error
-    scale = sum(typical) / len(typical)
-    merged = copy.deepcopy(first)
-    merged.head = head = copy.deepcopy(heads[0])
-    with torch.no_grad():
-        scaled = [h.weight * (scale / d) for h, d in zip(heads, typical, strict=True)]
-        head.weight.copy_(mean_metric(scaled, first.dim))
-        head.bias.zero_()  # no distance looks at it
-    merged.config = {k: v for k, v in first.config.items() if k not in MEASURED}
-    merged.config |= {"merged": len(encoders), "typical_distance": scale, "reward_scale": 1 / scale}
-    return merged
-
-
 def embedding_dim(network: nn.Module, image_size: int) -> int:
     """D of a module that maps ``[N, 3, S, S]`` to ``[N, D]``: its ``dim``, or else by trying.
 
     Raises:
         ValueError: it returns something of another rank.
     """
-    dim = getattr(network, "dim", None)
-    if isinstance(dim, int):
-        return dim
+    if isinstance(getattr(network, "dim", None), int):
+        return network.dim
     reference = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     side = (3, image_size, image_size)
     modes = [(module, module.training) for module in network.modules()]  # may be mixed
@@ -246,8 +190,6 @@ class FrozenEncoder(nn.Module):
             ``[N, D]``.
     """
 
-    compile: bool  # type: ignore[assignment]  # the option, in place of nn.Module's method
-
     def __init__(
         self,
         encoder: nn.Module,
@@ -269,14 +211,13 @@ class FrozenEncoder(nn.Module):
         config = getattr(encoder, "config", {})
         self.config = dict(config) if isinstance(config, Mapping) else {}  # others' are objects
         self.foldable = isinstance(encoder, VIPEncoder) and foldable(encoder.backbone)
-        self.head: nn.Module
-        if not isinstance(encoder, VIPEncoder):
-            self.backbone, self.head = encoder, nn.Identity()
-        elif self.foldable:
+        if self.foldable:
             self.backbone = fold_batch_norm(encoder.backbone)
             self.head = copy.deepcopy(encoder.head).eval().requires_grad_(False)
-        else:  # frames come preprocessed: past its forward
+        elif isinstance(encoder, VIPEncoder):  # frames come preprocessed: past its forward
             self.backbone, self.head = encoder.backbone, encoder.head
+        else:
+            self.backbone, self.head = encoder, nn.Identity()
         self.blur = blur
         self.dtype = dtype
         self.channels_last = channels_last
@@ -313,15 +254,16 @@ class FrozenEncoder(nn.Module):
         device, size = self.device or images.device, self.chunk_size or len(frames)
         if self.chunk_size is None and not self.compile and device.type == "cpu":
             size = CPU_CHUNK
-        chunks = [self._embed(chunk, device) for chunk in frames.split(size)]
-        z = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+        z = [self._embed(chunk, device) for chunk in frames.split(size)]
+        z = z[0] if len(z) == 1 else torch.cat(z)
         return z.to(images.device).reshape(*batch, self.dim)
 
     @torch.no_grad()
     def _embed(self, images: Tensor, device: torch.device) -> Tensor:
         if self.backbone.training:
             self.backbone.eval()
-        network = self._prepare(device) if self._network is None else self._network
+        if self._network is None:
+            self._prepare(device)
         frames = preprocess(images.to(device), self.image_size, channel_dim=-3)
         weight = next((p for p in self.backbone.parameters() if p.is_floating_point()), frames)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -335,7 +277,7 @@ class FrozenEncoder(nn.Module):
         frames = frames.to(weight.dtype, memory_format=layout)  # both in one pass
         autocast = not self.foldable and self.dtype in (torch.bfloat16, torch.float16)
         with torch.autocast(device.type, self.dtype if autocast else None, enabled=autocast):
-            z = network(frames)
+            z = self._network(frames)
         check_embedding(z, len(frames))
         if isinstance(self.head, nn.Identity) and z.shape[-1] != self.dim:
             raise ValueError(
@@ -344,7 +286,7 @@ class FrozenEncoder(nn.Module):
         weight = next(self.head.parameters(), z.new_empty(0, dtype=torch.float32))
         return self.head(z.to(weight.dtype)).to(torch.float32)
 
-    def _prepare(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+    def _prepare(self, device: torch.device) -> None:
         if self.foldable:
             if self.dtype is None:
                 self.backbone.to(inference_dtype(self.config, device))
@@ -363,9 +305,8 @@ class FrozenEncoder(nn.Module):
                 network = torch.compile(self.backbone, options={"freezing": True})
         # Past nn.Module's registration: the backbone is not listed twice in state_dict().
         self.__dict__["_network"] = network
-        return network
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenEncoder:
+    def _apply(self, fn, recurse=True):
         self._network = None  # weights move or change type: lay out and compile anew
         before = [p.dtype for p in self.parameters()]
         super()._apply(fn, recurse)

@@ -18,9 +18,13 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from torchrl_vip.moved import moved
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 REWARD_FORMS = ("difference", "distance", "potential", "sparse")
+
+__getattr__ = moved(__name__, "torchrl_vip.merging", ["mean_metric"])
 
 
 def resize_size(size: int) -> int:
@@ -391,35 +395,3 @@ def tcn_loss(z_0: Tensor, z_t: Tensor, z_goal: Tensor) -> Tensor:
         near, other = -goal_distance(anchor, z_t), -goal_distance(anchor, anchor.roll(1, 0))
         loss = loss + (torch.stack([near, far, other]).logsumexp(0) - near).mean() / 2
     return loss
-
-
-def mean_metric(heads: Sequence[Tensor], dim: int) -> Tensor:
-    """One linear head whose squared distances are the mean of several heads' squared distances.
-
-    ``|W x|^2`` is a quadratic form of x, and so is a mean of such; of a larger rank than ``dim``, its
-    ``dim`` strongest directions are kept, which is the nearest form of that rank. Heads that were begun
-    from other random numbers differ in the directions that training has not touched: their mean is
-    quieter than any of them, and costs what one costs.
-
-    Args:
-        heads: weights ``[D_i, F]``, of embeddings ``W x``, on one scale.
-        dim: D, at most the sum of D_i, and F.
-
-    Returns:
-        ``[D, F]``, float32, rows orthogonal, the strongest first.
-
-    Raises:
-        ValueError: no head, other sizes of F, or a ``dim`` out of range.
-    """
-    shapes = [tuple(w.shape) for w in heads]
-    most = min(sum(d for d, _ in shapes), shapes[0][1]) if shapes else 0
-    if len({f for _, f in shapes}) != 1 or not 0 < dim <= most:
-        raise ValueError(
-            f"mean_metric of heads {shapes} with dim={dim}: wanted heads [D_i, F] of one F, and dim from 1 "
-            f"to {most}."
-        )
-    stacked = torch.cat([w.detach().float() for w in heads]) / len(heads) ** 0.5
-    _, strength, direction = torch.linalg.svd(stacked, full_matrices=False)
-    # The sign of a direction is arbitrary: its largest number is positive.
-    sign = direction.gather(1, direction.abs().argmax(1, keepdim=True)).sign()
-    return (strength[:, None] * sign * direction)[:dim]
