@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from torchrl_vip.envs.kitchen import CAMERAS, Demonstration, KitchenSim, demonstrations
 from torchrl_vip.envs.simulator import WITHOUT_ROBOT
+from torchrl_vip.files import write_whole
 from torchrl_vip.planning import (
     CEM,
     MPPI,
@@ -267,9 +267,12 @@ def robot_in_goal(
         ((goal,),) = pictures(sim, demonstration.qpos[-1:], [camera])
         robot = find_robot(sim, goal, camera, seed=seed, progress=False)
     found.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez_compressed(part, **robot._asdict())
-    part.replace(path)
+
+    def write(part: Path) -> None:
+        with open(part, "wb") as file:  # by name it would append .npz
+            np.savez_compressed(file, **robot._asdict())
+
+    write_whole(path, write)
     return robot
 
 

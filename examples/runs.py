@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torchrl.record import CSVLogger, TensorboardLogger
 from tqdm import tqdm
 
 from torchrl_vip.data.video import write_video
+from torchrl_vip.files import write_whole
 
 
 def evaluate(
@@ -107,9 +108,8 @@ class Run:
             (self.folder / "videos").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             sys.exit(f"error: --out {self.folder}: {error.strerror}")
-        part = self.folder / "config.json.part"  # a kill meanwhile leaves the one before
-        part.write_text(json.dumps(asdict(cfg), indent=2))
-        os.replace(part, self.folder / "config.json")
+        config = json.dumps(asdict(cfg), indent=2)
+        write_whole(self.folder / "config.json", lambda part: part.write_text(config))
         tensorboard = TensorboardLogger("tensorboard", log_dir=str(self.folder))
         if cfg.resume:  # what it has after the checkpoint comes again
             tensorboard.experiment.close()
@@ -171,7 +171,8 @@ class Run:
             sys.exit(f"error: the run has had its {self.step} steps; --steps takes it further")
         for file in (self.folder / "csv").rglob("*.csv"):  # rows after the checkpoint come again
             rows = file.read_text().splitlines(keepends=True)
-            file.write_text("".join(r for r in rows if int(r.split(",")[0]) <= self.step))
+            kept = "".join(r for r in rows if int(r.split(",")[0]) <= self.step)
+            write_whole(file, partial(Path.write_text, data=kept))
 
     def load(self, **parts: Any) -> None:
         """Give each part (module, optimizer, replay buffer) the state that :meth:`save` kept."""
@@ -200,9 +201,7 @@ class Run:
             "rng": torch.get_rng_state(),
             "statistics": statistics.to_dict(),
         }
-        partial_file = self._checkpoint.with_suffix(".partial")
-        torch.save(state, partial_file)
-        os.replace(partial_file, self._checkpoint)
+        write_whole(self._checkpoint, partial(torch.save, state))
 
     @property
     def statistics(self) -> TensorDict | None:

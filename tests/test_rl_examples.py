@@ -176,7 +176,7 @@ def test_sac_runs_and_resumes(tmp_path, run_here):
     resumed = read_stored(out)
     assert len(resumed["action"]) == 30  # each held for two steps
     assert torch.equal(resumed["observation"][:18], stored["observation"])
-    assert not list(out.glob("*.partial"))
+    assert not list(out.glob("**/.*.part"))
 
     done = run("sac", out, "--resume")
     assert done.returncode == 1 and "--steps takes it further" in done.stderr

@@ -1,10 +1,12 @@
 """Checkpoints: what is saved comes back, what is damaged is named, nothing foreign is run."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from torchrl_vip import CheckpointError, VIPEncoder, load_vip, save_vip, weights
 from torchrl_vip.encoders import ENCODERS, FrozenEncoder
+from torchrl_vip.files import LEFTOVER_AGE
 
 CONFIG = {"licence": "MIT", "success_threshold": 3.5}
 
@@ -114,15 +117,15 @@ def test_save_refuses_what_its_dtype_cannot_hold(saved, folder):
 def test_killed_while_saving_the_old_checkpoint_stays(saved, folder):
     script = f"""
         import os, signal, sys
-        from pathlib import Path
-        from torchrl_vip import weights
+        from torchrl_vip import load_vip, save_vip, weights
 
-        def write(temporary):
-            Path(temporary).write_bytes(b"half a fi")
+        def write(state, part):
+            part.write_bytes(b"half a fi")
             print("writing", flush=True)
             signal.pause()
 
-        weights._replace(Path({str(folder)!r}) / "model.safetensors", write)
+        weights.save_file = write
+        save_vip(load_vip("tiny"), {str(folder)!r})
     """
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True
@@ -132,15 +135,21 @@ def test_killed_while_saving_the_old_checkpoint_stays(saved, folder):
     assert process.wait(20) == -signal.SIGKILL
     assert len(list(folder.iterdir())) == 3  # it died in the middle: its temporary file is there
     assert torch.equal(load_vip(folder)(FRAMES), saved[0](FRAMES))
+    (left,) = folder.glob(".*")
+    old = time.time() - 2 * LEFTOVER_AGE
+    os.utime(left, (old, old))
+    save_vip(load_vip(folder), folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_a_failed_write_leaves_nothing_behind(folder):
-    def write(temporary):
+def test_a_failed_write_leaves_nothing_behind(folder, monkeypatch):
+    def write(state, part):
         raise OSError("disk full")
 
     before = sorted(p.name for p in folder.iterdir())
+    monkeypatch.setattr(weights, "save_file", write)
     with pytest.raises(OSError, match="disk full"):
-        weights._replace(folder / "config.json", write)
+        save_vip(load_vip(folder), folder)
     assert sorted(p.name for p in folder.iterdir()) == before
 
 

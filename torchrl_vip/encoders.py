@@ -21,7 +21,6 @@ from torchrl_vip.functional import check_range, preprocess, to_chw
 from torchrl_vip.moved import moved
 
 CPU_CHUNK = 16  # frames
-
 __getattr__ = moved(__name__, "torchrl_vip.merging", ["merge_heads"])
 
 
@@ -113,8 +112,9 @@ def embedding_dim(network: nn.Module, image_size: int) -> int:
     Raises:
         ValueError: it returns something of another rank.
     """
-    if isinstance(getattr(network, "dim", None), int):
-        return network.dim
+    dim = getattr(network, "dim", None)
+    if isinstance(dim, int):
+        return dim
     reference = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     side = (3, image_size, image_size)
     modes = [(module, module.training) for module in network.modules()]  # may be mixed
@@ -190,6 +190,8 @@ class FrozenEncoder(nn.Module):
             ``[N, D]``.
     """
 
+    compile: bool  # type: ignore[assignment]  # the option, in place of nn.Module's method
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -211,13 +213,14 @@ class FrozenEncoder(nn.Module):
         config = getattr(encoder, "config", {})
         self.config = dict(config) if isinstance(config, Mapping) else {}  # others' are objects
         self.foldable = isinstance(encoder, VIPEncoder) and foldable(encoder.backbone)
-        if self.foldable:
+        self.head: nn.Module
+        if not isinstance(encoder, VIPEncoder):
+            self.backbone, self.head = encoder, nn.Identity()
+        elif self.foldable:
             self.backbone = fold_batch_norm(encoder.backbone)
             self.head = copy.deepcopy(encoder.head).eval().requires_grad_(False)
-        elif isinstance(encoder, VIPEncoder):  # frames come preprocessed: past its forward
+        else:  # frames come preprocessed: past its forward
             self.backbone, self.head = encoder.backbone, encoder.head
-        else:
-            self.backbone, self.head = encoder, nn.Identity()
         self.blur = blur
         self.dtype = dtype
         self.channels_last = channels_last
@@ -254,16 +257,15 @@ class FrozenEncoder(nn.Module):
         device, size = self.device or images.device, self.chunk_size or len(frames)
         if self.chunk_size is None and not self.compile and device.type == "cpu":
             size = CPU_CHUNK
-        z = [self._embed(chunk, device) for chunk in frames.split(size)]
-        z = z[0] if len(z) == 1 else torch.cat(z)
+        chunks = [self._embed(chunk, device) for chunk in frames.split(size)]
+        z = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
         return z.to(images.device).reshape(*batch, self.dim)
 
     @torch.no_grad()
     def _embed(self, images: Tensor, device: torch.device) -> Tensor:
         if self.backbone.training:
             self.backbone.eval()
-        if self._network is None:
-            self._prepare(device)
+        network = self._prepare(device) if self._network is None else self._network
         frames = preprocess(images.to(device), self.image_size, channel_dim=-3)
         weight = next((p for p in self.backbone.parameters() if p.is_floating_point()), frames)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -277,7 +279,7 @@ class FrozenEncoder(nn.Module):
         frames = frames.to(weight.dtype, memory_format=layout)  # both in one pass
         autocast = not self.foldable and self.dtype in (torch.bfloat16, torch.float16)
         with torch.autocast(device.type, self.dtype if autocast else None, enabled=autocast):
-            z = self._network(frames)
+            z = network(frames)
         check_embedding(z, len(frames))
         if isinstance(self.head, nn.Identity) and z.shape[-1] != self.dim:
             raise ValueError(
@@ -286,7 +288,7 @@ class FrozenEncoder(nn.Module):
         weight = next(self.head.parameters(), z.new_empty(0, dtype=torch.float32))
         return self.head(z.to(weight.dtype)).to(torch.float32)
 
-    def _prepare(self, device: torch.device) -> None:
+    def _prepare(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         if self.foldable:
             if self.dtype is None:
                 self.backbone.to(inference_dtype(self.config, device))
@@ -305,8 +307,9 @@ class FrozenEncoder(nn.Module):
                 network = torch.compile(self.backbone, options={"freezing": True})
         # Past nn.Module's registration: the backbone is not listed twice in state_dict().
         self.__dict__["_network"] = network
+        return network
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenEncoder:
         self._network = None  # weights move or change type: lay out and compile anew
         before = [p.dtype for p in self.parameters()]
         super()._apply(fn, recurse)

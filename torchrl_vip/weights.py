@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import tempfile
 import uuid
 import warnings
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from torchrl_vip.encoders import ENCODERS, VIPEncoder
+from torchrl_vip.files import write_whole
 
 ASSETS = Path(__file__).parent / "assets"
 # Name -> folder under assets/ of a checkpoint that comes with the package.
@@ -144,6 +144,7 @@ def save_vip(
             not finite, in this dtype.
         CheckpointError: a config that no checkpoint may have, such as a negative ``reward_scale``.
         TypeError: no VIPEncoder, such as a FrozenEncoder, which lacks the batch norm it has folded.
+        OSError: no room; the checkpoint of before stays.
     """
     if not isinstance(encoder, VIPEncoder):
         raise TypeError(
@@ -176,8 +177,8 @@ def save_vip(
         raise CheckpointError(f"{path} is not written: {error}.") from error
     text = json.dumps(config, indent=2) + "\n"
     path.mkdir(parents=True, exist_ok=True)
-    _replace(path / "model.safetensors", lambda f: save_file(state, f))
-    _replace(path / "config.json", lambda f: Path(f).write_text(text))
+    write_whole(path / "model.safetensors", lambda part: save_file(state, part))
+    write_whole(path / "config.json", lambda part: part.write_text(text))
     return path
 
 
@@ -189,6 +190,7 @@ def weights_digest(network: nn.Module, *also: object) -> str:
     return sha.hexdigest()
 
 
+<<<<<<< HEAD
 def _replace(path: Path, write: Callable[[str], object]) -> None:
     """Write through a temporary file in the same folder, then rename it into place."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -206,6 +208,8 @@ def _replace(path: Path, write: Callable[[str], object]) -> None:
         raise
 
 
+=======
+>>>>>>> 932c7f5 (Checkpoints, videos, the examples' runs and found robots are written by write_whole: a killed save's leftover goes with the next one)
 def _load_folder(path: Path) -> VIPEncoder:
     model_file, config_file = path / "model.safetensors", path / "config.json"
     for file in (model_file, config_file):

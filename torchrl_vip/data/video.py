@@ -28,6 +28,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from torchrl_vip.data.sources import IMAGE_SUFFIXES, Clip
+from torchrl_vip.files import write_whole
 from torchrl_vip.goals import read_image
 
 # TorchRL keeps one open decoder per file and hands it to every thread of the process, which
@@ -415,18 +416,18 @@ def write_video(
     """
     import av
 
-    path = Path(path)
     codec, options = "libx264", {"crf": "18"}
     if codec not in av.codecs_available:
         codec, options = "mpeg4", {"qscale": "2"}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with av.open(str(part), "w", format="mp4") as container:
-        stream = container.add_stream(codec, rate=fps, options=options)
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        if gop_size:
-            stream.gop_size = gop_size
-        for frame in np.asarray(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    part.replace(path)
-    return path
+
+    def write(part: Path) -> None:
+        with av.open(str(part), "w", format="mp4") as container:
+            stream = container.add_stream(codec, rate=fps, options=options)
+            stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+            if gop_size:
+                stream.gop_size = gop_size
+            for frame in np.asarray(frames):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+
+    return write_whole(path, write)

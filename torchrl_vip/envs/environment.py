@@ -44,7 +44,7 @@ class SimulatorEnv(EnvBase):
         self.cameras, self.goal = cameras, goal
         frame = Bounded(0, 255, (sim.image_size, sim.image_size, 3), dtype=torch.uint8)
         self.observation_spec = Composite(
-            pixels=frame if cameras is None else Composite({name: frame for name in cameras}),
+            pixels=frame if cameras is None else Composite(dict.fromkeys(cameras, frame)),
             state=Unbounded((sim.STATE_SIZE,)),
             full_state=Unbounded((sim.FULL_STATE_SIZE,)),
             success=Binary(1, dtype=torch.bool),

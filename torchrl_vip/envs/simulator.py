@@ -28,14 +28,14 @@ if sys.platform == "linux" and not {"MUJOCO_GL", "DISPLAY"} & os.environ.keys():
         importlib.reload(mujoco.gl_context)
 
 try:
-    import mujoco  # noqa: E402
+    import mujoco
 except ImportError as error:
     raise ImportError(
         'The suites need MuJoCo: pip install "torchrl-vip[metaworld]" (or robotics, dm)'
     ) from error
 
-from torchrl_vip.envs.looks import Distractor, Looks, Randomization  # noqa: E402
-from torchrl_vip.envs.meshes import simplify_meshes  # noqa: E402
+from torchrl_vip.envs.looks import Distractor, Looks, Randomization
+from torchrl_vip.envs.meshes import simplify_meshes
 
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 WITHOUT_ROBOT = "/no-robot"

@@ -14,9 +14,9 @@ from torchrl_vip.planning.rollout import Rollouts, last_frame, last_reward, roll
 
 __all__ = [
     "CEM",
+    "MPPI",
     "FoundRobot",
     "GoalReading",
-    "MPPI",
     "Planner",
     "Rollouts",
     "filtered_noise",
