@@ -80,9 +80,9 @@ from tqdm import tqdm
 
 from torchrl_vip import FrozenEncoder, VIPEncoder, load_vip
 from torchrl_vip.backbones import EfficientNetLite0, load_imagenet
+from torchrl_vip.demonstrations.plan import PlanningSim
 from torchrl_vip.encoders import native_bfloat16
 from torchrl_vip.envs.kitchen import CAMERAS, KitchenSim, list_tasks
-from torchrl_vip.planning.demonstrate import PlanningSim
 from torchrl_vip.weights import CheckpointError, weights_digest
 
 BUNDLED = "VIP (bundled)="

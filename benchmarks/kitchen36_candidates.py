@@ -41,11 +41,11 @@ from machine import about, in_words
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from torchrl_vip.demonstrations.plan import PlanningSim, state_reward
 from torchrl_vip.envs.kitchen import CAMERAS, KitchenSim, demonstrations, list_tasks
 from torchrl_vip.envs.simulator import WITHOUT_ROBOT
 from torchrl_vip.evaluation.metrics import bootstrap
 from torchrl_vip.planning import filtered_noise, mppi_weights, rollout
-from torchrl_vip.planning.demonstrate import PlanningSim, state_reward
 
 KAPPA = 5.0
 CANDIDATES = 32

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchrl_vip.demonstrations.plan import PlanningSim
 from torchrl_vip.envs.kitchen import CAMERAS, Demonstration, KitchenSim, demonstrations
 from torchrl_vip.envs.simulator import WITHOUT_ROBOT
 from torchrl_vip.files import write_whole
@@ -27,7 +28,6 @@ from torchrl_vip.planning import (
     read_goal,
     rollout,
 )
-from torchrl_vip.planning.demonstrate import PlanningSim
 
 SUMMED = "summed"
 STEPS = {"easy": 50, "hard": 100}

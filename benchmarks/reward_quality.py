@@ -6,7 +6,7 @@
 Every --clips is a suite, judged by itself: a folder of videos whose manifest.json (or index.json) has
 "group" and "success". Clips of one group show one task in one scene, so that the last frame of a
 success is a goal for the others; --group-by makes groups of other labels. "reward" (one a frame after
-the first) adds R² and EPIC. Rendered clips come from ``python -m torchrl_vip.data.render --split
+the first) adds R² and EPIC. Rendered clips come from ``python -m torchrl_vip.demonstrations.render --split
 heldout --suite SUITE --out CLIPS``.
 
 The first --encoder (the bundled one by default) is compared with every other row, suite by suite, on

@@ -139,7 +139,7 @@ def film(episodes: dict[str, TensorDict], goal: np.ndarray, path: Path, stride: 
 def simulated(args: argparse.Namespace) -> None:
     """Successes against failures in Meta-World, in the environment with both transforms."""
     # Here, as a video needs no simulator
-    from torchrl_vip.data.render import failing
+    from torchrl_vip.demonstrations.render import failing
     from torchrl_vip.envs import metaworld
 
     base = metaworld.make_env(

@@ -41,7 +41,7 @@ from tqdm import tqdm
 from torchrl_vip import FrozenEncoder, camera_weights, goal_distance, load_vip
 from torchrl_vip.data.video import write_video
 from torchrl_vip.envs import SUITES, load_suite
-from torchrl_vip.envs.demonstrations import PlannedSim
+from torchrl_vip.envs.planned import PlannedSim
 from torchrl_vip.envs.simulator import WITHOUT_ROBOT, Simulator
 from torchrl_vip.planning import (
     MPPI,

@@ -4,7 +4,7 @@
         --calibration CLIPS --rollouts VIDEOS --note training_data="..." --note licence="..."
 
 Of several runs with one frozen backbone, such as seeds, the heads are merged to one. CLIPS holds
-groups of successes and failures of tasks that are not for tests (``torchrl_vip.data.render --split
+groups of successes and failures of tasks that are not for tests (``torchrl_vip.demonstrations.render --split
 heldout --tasks ...``); VIDEOS holds real roll-outs, on which bfloat16's reward is compared with
 float32's.
 """

@@ -7,15 +7,14 @@ import pytest
 
 pytest.importorskip("gymnasium_robotics", reason='pip install "torchrl-vip[robotics]"')
 
-from torchrl_vip.data import render
-from torchrl_vip.envs import adroit, load_suite
-from torchrl_vip.envs.adroit import TASKS, AdroitSim
-from torchrl_vip.envs.demonstrations import (
+from torchrl_vip.demonstrations import plan, render
+from torchrl_vip.demonstrations.store import (
     SHIPPED,
     read_demonstrations,
     write_demonstrations,
 )
-from torchrl_vip.planning import demonstrate
+from torchrl_vip.envs import adroit, load_suite
+from torchrl_vip.envs.adroit import TASKS, AdroitSim
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
@@ -107,7 +106,7 @@ def test_wrong_arguments_are_errors_that_say_what_is_wanted(tmp_path, capsys) ->
         (["--seed", "-1"], "--seed -1: wanted 0 or more"),
     ):
         with pytest.raises(SystemExit):
-            demonstrate.main([*options, *wrong])
+            plan.main([*options, *wrong])
         assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -117,7 +116,7 @@ def test_another_seed_wants_another_file(tmp_path) -> None:
     (tmp_path / "adroit-hammer.npz").write_bytes(shipped)
     options = ["--suite", "adroit", "--out", str(tmp_path), "--tasks", "adroit-hammer"]
     with pytest.raises(SystemExit, match="has demonstrations of seed 0: give another --out"):
-        demonstrate.main([*options, "--episodes", "5", "--seed", "7"])
+        plan.main([*options, "--episodes", "5", "--seed", "7"])
     assert (tmp_path / "adroit-hammer.npz").read_bytes() == shipped
 
 
@@ -132,13 +131,13 @@ def test_a_run_that_was_killed_before_its_failures_makes_them(tmp_path) -> None:
     planned = [*solved, long._replace(kind="lost", seed=8), long._replace(kind="unsolved", seed=9)]
     write_demonstrations(path, planned)
     options = ["--suite", "adroit", "--out", str(tmp_path), "--tasks", "adroit-hammer"]
-    demonstrate.main([*options, "--episodes", "2"])
+    plan.main([*options, "--episodes", "2"])
     first, second, unsolved, other = read_demonstrations(path)
     assert [d.seed for d in (first, second)] == [d.seed for d in solved]
     assert (unsolved.kind, unsolved.seed, other.kind, other.seed) == ("unsolved", 9, "random", 501)
     assert [len(d.actions) for d in (unsolved, other)] == [len(d.actions) for d in solved]
     whole = path.read_bytes()
-    demonstrate.main([*options, "--episodes", "2"])
+    plan.main([*options, "--episodes", "2"])
     assert path.read_bytes() == whole
 
 
@@ -165,7 +164,7 @@ def test_clips_are_what_is_shipped(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_a_nail_is_driven_in_by_the_command(tmp_path) -> None:
-    demonstrate.main(
+    plan.main(
         ["--suite", "adroit", "--out", str(tmp_path), "--tasks", "adroit-hammer", "--episodes", "1"]
     )
     success, failure = read_demonstrations(tmp_path / "adroit-hammer.npz")

@@ -9,14 +9,15 @@ pytest.importorskip("gymnasium_robotics", reason='pip install "torchrl-vip[robot
 
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_vip.envs import kitchen, load_suite, meshes
-from torchrl_vip.envs.demonstrations import (
+from torchrl_vip.demonstrations import plan
+from torchrl_vip.demonstrations.store import (
     SHIPPED,
     Demonstration,
     read_demonstrations,
 )
+from torchrl_vip.envs import kitchen, load_suite, meshes
 from torchrl_vip.envs.kitchen import CAMERAS, TASKS, KitchenSim
-from torchrl_vip.planning import Rollouts, demonstrate, last_frame, rollout
+from torchrl_vip.planning import Rollouts, last_frame, rollout
 
 SHIPPED_TASKS = sorted(path.stem for path in (SHIPPED / "kitchen").glob("*.npz"))
 
@@ -199,21 +200,21 @@ def test_demonstrating_resumes_and_makes_failures_as_long(tmp_path, monkeypatch)
             return shipped._replace(seed=0, success=False, kind="unsolved")
         return shipped._replace(seed=seed)
 
-    monkeypatch.setattr(demonstrate, "plan_episode", plan_episode)
+    monkeypatch.setattr(plan, "plan_episode", plan_episode)
     path = tmp_path / "sdoor_open.npz"
-    first = demonstrate.demonstrate("sdoor_open", path, episodes=1, attempts=1)
+    first = plan.demonstrate("sdoor_open", path, episodes=1, attempts=1)
     assert planned == [0] and [d.kind for d in first] == ["unsolved"]
-    both = demonstrate.demonstrate("sdoor_open", path, episodes=2, attempts=9)
+    both = plan.demonstrate("sdoor_open", path, episodes=2, attempts=9)
     assert planned == [0, 1, 2]
     assert [d.kind for d in both] == ["success", "success", "unsolved", "random"]
     assert len({len(d.qpos) for d in both}) == 1
-    demonstrate.demonstrate("sdoor_open", path, episodes=2, attempts=9)
+    plan.demonstrate("sdoor_open", path, episodes=2, attempts=9)
     assert planned == [0, 1, 2]  # nothing left to do
 
 
 @pytest.mark.slow
 def test_a_door_is_slid_open_by_the_command(tmp_path) -> None:
-    demonstrate.main(
+    plan.main(
         ["--out", str(tmp_path), "--tasks", "sdoor_open", "--episodes", "1", "--attempts", "2"]
     )
     success, failure = read_demonstrations(tmp_path / "sdoor_open.npz")

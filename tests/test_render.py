@@ -14,9 +14,9 @@ pytest.importorskip("metaworld", reason='pip install "torchrl-vip[metaworld]"')
 
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_vip.data import render
 from torchrl_vip.data.sources import find_clips
 from torchrl_vip.data.video import read_clip
+from torchrl_vip.demonstrations import render
 from torchrl_vip.envs import load_suite
 from torchrl_vip.envs import metaworld as mw
 from torchrl_vip.envs.simulator import ends_solved, play
@@ -173,7 +173,7 @@ def test_goal_images_show_another_state_than_the_start(sim) -> None:
 
 def cli(out: Path, *options: str) -> str:
     arguments = ("--out", str(out), "--size", "48", "--stride", "8", *options)
-    command = (sys.executable, "-m", "torchrl_vip.data.render", *arguments)
+    command = (sys.executable, "-m", "torchrl_vip.demonstrations.render", *arguments)
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

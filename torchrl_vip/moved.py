@@ -1,8 +1,9 @@
-"""Names that have moved to another module: the old import works and says where the name is now."""
+"""Names and commands that have moved to another module: the old ones work and say where they are now."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
 from collections.abc import Callable, Collection
 from typing import Any
@@ -28,3 +29,9 @@ def moved(old: str, new: str, names: Collection[str] | None = None) -> Callable[
         return value
 
     return find
+
+
+def run_moved(old: str, new: str) -> None:
+    """What ``python -m old`` does: a note on stderr, then the command where it is now."""
+    print(f"note: python -m {old} is now python -m {new}", file=sys.stderr)
+    importlib.import_module(new).main()

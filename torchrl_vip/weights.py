@@ -13,7 +13,6 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -190,26 +189,6 @@ def weights_digest(network: nn.Module, *also: object) -> str:
     return sha.hexdigest()
 
 
-<<<<<<< HEAD
-def _replace(path: Path, write: Callable[[str], object]) -> None:
-    """Write through a temporary file in the same folder, then rename it into place."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        os.unlink(temporary)
-        if isinstance(error, SafetensorError):  # its own type for a full disk
-            raise OSError(f"{path} could not be written ({error}).") from error
-        raise
-
-
-=======
->>>>>>> 932c7f5 (Checkpoints, videos, the examples' runs and found robots are written by write_whole: a killed save's leftover goes with the next one)
 def _load_folder(path: Path) -> VIPEncoder:
     model_file, config_file = path / "model.safetensors", path / "config.json"
     for file in (model_file, config_file):

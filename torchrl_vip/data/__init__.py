@@ -1,1 +1,1 @@
-"""Video sources, samplers, augmentation and rendered demonstrations."""
+"""Video sources, samplers and augmentation."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from torchrl_vip.envs import environment
-from torchrl_vip.envs.demonstrations import SEEDS, Demonstration, PlannedSim, shipped
+from torchrl_vip.envs.planned import SEEDS, Demonstration, PlannedSim, shipped
 from torchrl_vip.envs.simulator import Randomization, mujoco
 
 # task: actions, full_state, and looks (90 looks along the forearm, 270 at the finger tips)
@@ -232,7 +232,7 @@ class AdroitSim(PlannedSim):
 def demonstrations(task: str, *, success: bool | None = True) -> list[Demonstration]:
     """The shipped episodes of a task: the successes, the failures (False) or all (None).
 
-    They were planned on :meth:`AdroitSim.reward`, see ``torchrl_vip.planning.demonstrate``, and start
+    They were planned on :meth:`AdroitSim.reward`, see ``torchrl_vip.demonstrations.plan``, and start
     from the reset of seed 0.
 
     Raises:

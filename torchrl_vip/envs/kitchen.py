@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from torchrl_vip.envs import environment
-from torchrl_vip.envs.demonstrations import Demonstration, PlannedSim, shipped
+from torchrl_vip.envs.planned import Demonstration, PlannedSim, shipped
 from torchrl_vip.envs.simulator import WITHOUT_ROBOT, Randomization, mujoco
 
 
@@ -227,7 +227,7 @@ def _unit(
 def demonstrations(task: str, *, success: bool | None = True) -> list[Demonstration]:
     """The shipped episodes of a task: the successes, the failures (False) or all (None).
 
-    They were planned on the true state; see ``torchrl_vip.planning.demonstrate``.
+    They were planned on the true state; see ``torchrl_vip.demonstrations.plan``.
 
     Raises:
         ValueError: an unknown task.

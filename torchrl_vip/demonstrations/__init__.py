@@ -1,0 +1,1 @@
+"""Demonstrations: stored (store.py), planned on the true state (plan.py), rendered to clips (render.py)."""
