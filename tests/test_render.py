@@ -270,6 +270,15 @@ def test_wrong_options_are_refused_before_anything_is_written(option, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_as_out_is_an_error_of_one_line(tmp_path, capsys) -> None:
+    file = tmp_path / "clips.mp4"
+    file.touch()
+    for out in (file, file / "below"):
+        with pytest.raises(SystemExit):
+            render.main(["--out", str(out), "--tasks", TASK])
+        assert f"argument --out: {file} is a file; wanted a folder" in capsys.readouterr().err
+
+
 def test_a_seed_depends_on_the_names_alone() -> None:
     assert render.clip_seed(0, TASK, "looks", 1) == render.clip_seed(0, TASK, "looks", 1)
     assert len({render.clip_seed(0, TASK, "success", n) for n in range(1000)}) == 1000
