@@ -12,6 +12,8 @@ smooth random motion. Writes DIR/<task>.npz after every episode
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -226,52 +228,86 @@ def demonstrate(
     Raises:
         SystemExit: ``path`` has demonstrations of another ``seed``.
     """
+    stored = _read(path, seed)
+    planned = [d for d in stored if d.seed % SEEDS < SEEDS // 2]
+    solved = [d for d in planned if d.success]
+    if progress is not None:
+        progress.update(min(len(solved), episodes))
+    if len(solved) >= episodes and _has_failures(stored):
+        return stored
+    recipe = RECIPES.get(task, Recipe())
+    with closing(load_suite(suite).SIMULATOR(task, image_size=32)) as sim:
+        first = 1 + max((d.seed % SEEDS for d in planned), default=-1)
+        if len(solved) < episodes and first < attempts:
+            make_sim = partial(planning_sim, suite, task, recipe)
+            last = recipe.horizon if recipe.every_step else 1
+            with Rollouts(make_sim, state_reward, last=last, processes=processes) as rollouts:
+                seeds = range(SEEDS * seed + first, SEEDS * seed + attempts)
+                for episode in plan_episodes(sim, rollouts, recipe, seeds, solved, progress):
+                    planned.append(episode)
+                    write_demonstrations(path, planned)
+                    if len(solved) >= episodes:
+                        break
+        if len(solved) >= episodes:
+            unsolved = [d for d in planned if d.kind == "unsolved"][: max(1, episodes // 3)]
+            failing_seed = SEEDS * seed + SEEDS // 2
+            planned = solved + make_failures(sim, solved, unsolved, failing_seed, recipe.sigma)
+            write_demonstrations(path, planned)
+    return planned
+
+
+def _read(path: Path, seed: int) -> list[Demonstration]:
+    """What is stored already; exits where that is of another seed."""
     stored = read_demonstrations(path) if path.exists() else []
     if other := {d.seed // SEEDS for d in stored} - {seed}:
         raise SystemExit(
             f"error: {path} has demonstrations of seed {min(other)}: give another --out"
         )
-    planned = [d for d in stored if d.seed % SEEDS < SEEDS // 2]
-    solved = [d for d in planned if d.success]
-    failures = [d for d in stored if not d.success]
-    if progress is not None:
-        progress.update(min(len(solved), episodes))
-    lengths = [[len(d.actions) for d in ds] for ds in (solved, failures)]
-    if len(solved) >= episodes and lengths[0] == lengths[1]:
-        return stored
-    recipe = RECIPES.get(task, Recipe())
-    sim = load_suite(suite).SIMULATOR(task, image_size=32)
-    number = 1 + max((d.seed % SEEDS for d in planned), default=-1)
-    if len(solved) < episodes and number < attempts:
-        make_sim = partial(planning_sim, suite, task, recipe)
-        last = recipe.horizon if recipe.every_step else 1
-        with Rollouts(make_sim, state_reward, last=last, processes=processes) as rollouts:
-            while len(solved) < episodes and number < attempts:
-                guide = solved[0].actions if solved and recipe.guided else None
-                planner = make_planner(sim.ACTION_SIZE, recipe, guide is not None)
-                episode = plan_episode(
-                    sim, rollouts, planner, recipe, SEEDS * seed + number, guide, progress
-                )
-                number += 1
-                planned.append(episode)
-                if episode.success:
-                    solved.append(episode)
-                    if progress is not None:
-                        progress.update()
-                write_demonstrations(path, planned)
-    if len(solved) >= episodes:
-        unsolved = [d for d in planned if d.kind == "unsolved"]
-        failures = []
-        for i, success in enumerate(solved):
-            if i < min(len(unsolved), max(1, episodes // 3)):  # as long as its success
-                failures.append(shortened(unsolved[i], len(success.actions)))
-            else:
-                kind, number = ("stops", "random")[i % 2], SEEDS * seed + SEEDS // 2 + i
-                failures.append(fail(sim, success, kind, number, recipe.sigma))
-        planned = solved + failures
-        write_demonstrations(path, planned)
-    sim.close()
-    return planned
+    return stored
+
+
+def _has_failures(stored: list[Demonstration]) -> bool:
+    """Whether each success has its failure, as long as itself."""
+    solved = [len(d.actions) for d in stored if d.success]
+    return solved == [len(d.actions) for d in stored if not d.success]
+
+
+def plan_episodes(
+    sim: PlannedSim,
+    rollouts: Rollouts,
+    recipe: Recipe,
+    seeds: Iterable[int],
+    solved: list[Demonstration],
+    progress: Any = None,
+) -> Iterator[Demonstration]:
+    """Plans an episode a seed; a success is added to ``solved``, whose first one guides the next."""
+    for seed in seeds:
+        guide = solved[0].actions if solved and recipe.guided else None
+        planner = make_planner(sim.ACTION_SIZE, recipe, guide is not None)
+        episode = plan_episode(sim, rollouts, planner, recipe, seed, guide, progress)
+        if episode.success:
+            solved.append(episode)
+            if progress is not None:
+                progress.update()
+        yield episode
+
+
+def make_failures(
+    sim: PlannedSim,
+    solved: list[Demonstration],
+    unsolved: list[Demonstration],
+    seed: int,
+    sigma: float,
+) -> list[Demonstration]:
+    """A failure as long as each success: the unsolved plans first, then stopping and random ones in turn,
+    with seeds from ``seed`` on."""
+    failures = [
+        shortened(plan, len(success.actions))
+        for plan, success in zip(unsolved, solved, strict=False)
+    ]
+    for i, success in list(enumerate(solved))[len(failures) :]:
+        failures.append(fail(sim, success, ("stops", "random")[i % 2], seed + i, sigma))
+    return failures
 
 
 def shortened(long: Demonstration, steps: int) -> Demonstration:
