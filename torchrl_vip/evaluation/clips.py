@@ -61,17 +61,6 @@ def embed_clips(
     ]
 
 
-def _separation(score: dict[int, float], good: Sequence[int], bad: Sequence[int]) -> float:
-    win, lose = ([score[i] for i in side if i in score] for side in (good, bad))
-    return auc(win, lose) if win and lose else np.nan
-
-
-def _mean(metric: Callable, items: Sequence) -> float:
-    """Of what is not NaN; NaN where there is nothing."""
-    values = [value for value in map(metric, items) if not np.isnan(value)]
-    return float(np.mean(values)) if values else np.nan
-
-
 def score_groups(
     z: Sequence[np.ndarray],
     clips: Sequence[LabelledClip],
@@ -106,53 +95,94 @@ def score_groups(
     for i, clip in enumerate(clips):
         members[clip.group].append(i)
     names = list(members)
-
-    def curve(i: int, goal: np.ndarray) -> np.ndarray:
-        return np.linalg.norm(z[i] - goal, axis=-1)
-
     rng = np.random.default_rng(0)
     scores = {}
-    for position, (group, indices) in enumerate(members.items()):
-        good = [i for i in indices if clips[i].success]
-        bad = [i for i in indices if not clips[i].success]
+    for position, name in enumerate(names):
         elsewhere = [i for i in members[names[position - 1]] if clips[i].success]
         wrong = goals[elsewhere[0]] if elsewhere and len(names) > 1 else None
-
-        own = [curve(i, z[i][-1]) for i in good]
-        cross = {i: [curve(i, goals[j]) for j in good if j != i] for i in indices}
-        cross = {i: curves for i, curves in cross.items() if curves}
-        flat = [c for i in good if i in cross for c in cross[i]]
-        backwards = [curve(i, z[j][0])[::-1] for i in good for j in good if i != j]
-        astray = [] if wrong is None else [curve(i, wrong) for i in good]
-        final = {i: -float(np.mean([progress(c) for c in curves])) for i, curves in cross.items()}
-        best = {
-            i: -float(np.mean([c.min() / max(c[0], 1e-12) for c in curves]))
-            for i, curves in cross.items()
-        }
-        judged = [
-            (-c[1:], clips[i].reward)
-            for i in indices
-            if clips[i].reward is not None
-            for c in cross.get(i, [])
-        ]
-
-        scores[group] = {
-            "voc": _mean(voc, flat),
-            "voc_pearson": _mean(lambda c: voc(c, "pearson"), flat),
-            "bumps": _mean(bumps, flat),
-            "bump_size": _mean(bump_size, flat),
-            "voc_own": _mean(voc, own),
-            "bumps_own": _mean(bumps, own),
-            "voc_reversed": _mean(voc, backwards),
-            "voc_shuffled": _mean(lambda c: voc(rng.permutation(c)), flat),
-            "voc_wrong_goal": _mean(voc, astray),
-            "auc": _separation(final, good, bad),
-            "auc_best": _separation(best, good, bad),
-            "kendall": kendall(list(final.values()), [clips[i].level for i in final]),
-            "r_squared": _mean(lambda pair: r_squared(*pair), judged),
-            "epic": _mean(lambda pair: epic_distance(*pair), judged),
-        }
+        scores[name] = _score_group(z, clips, goals, members[name], wrong, rng)
     return scores
+
+
+def _score_group(
+    z: Sequence[np.ndarray],
+    clips: Sequence[LabelledClip],
+    goals: Sequence[np.ndarray],
+    members: Sequence[int],
+    wrong_goal: np.ndarray | None,
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    """Metrics of the clips whose indices are ``members``; see :func:`score_groups`."""
+    successes = [i for i in members if clips[i].success]
+    to_others = {}  # a lone success has nothing to be compared with
+    for i in members:
+        if curves := [_curve(z[i], goals[j]) for j in successes if j != i]:
+            to_others[i] = curves
+    cross = [curve for i in successes for curve in to_others.get(i, ())]
+    own = [_curve(z[i], z[i][-1]) for i in successes]
+    backwards = [_curve(z[i], z[j][0])[::-1] for i in successes for j in successes if i != j]
+    astray = [] if wrong_goal is None else [_curve(z[i], wrong_goal) for i in successes]
+    return {
+        "voc": _mean(voc, cross),
+        "voc_pearson": _mean(lambda c: voc(c, "pearson"), cross),
+        "bumps": _mean(bumps, cross),
+        "bump_size": _mean(bump_size, cross),
+        "voc_own": _mean(voc, own),
+        "bumps_own": _mean(bumps, own),
+        "voc_reversed": _mean(voc, backwards),
+        "voc_shuffled": _mean(lambda c: voc(rng.permutation(c)), cross),
+        "voc_wrong_goal": _mean(voc, astray),
+        **_outcome(to_others, clips),
+        **_agreement(to_others, clips),
+    }
+
+
+def _curve(z: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """Distances ``[T]`` of a clip ``[T, D]`` to a goal ``[D]``."""
+    return np.linalg.norm(z - goal, axis=-1)
+
+
+def _outcome(
+    curves: dict[int, list[np.ndarray]], clips: Sequence[LabelledClip]
+) -> dict[str, float]:
+    """How well the distance tells success from failure, from each clip's curves to others' goals."""
+    final = {i: -float(np.mean([progress(c) for c in of])) for i, of in curves.items()}
+    best = {
+        i: -float(np.mean([c.min() / max(c[0], 1e-12) for c in of])) for i, of in curves.items()
+    }
+    return {
+        "auc": _separation(final, clips),
+        "auc_best": _separation(best, clips),
+        "kendall": kendall(list(final.values()), [clips[i].level for i in final]),
+    }
+
+
+def _agreement(
+    curves: dict[int, list[np.ndarray]], clips: Sequence[LabelledClip]
+) -> dict[str, float]:
+    """Of minus the distance with the task's own reward, where a clip has one."""
+    pairs = [
+        (-curve[1:], clips[i].reward)
+        for i, of in curves.items()
+        if clips[i].reward is not None
+        for curve in of
+    ]
+    return {
+        "r_squared": _mean(lambda pair: r_squared(*pair), pairs),
+        "epic": _mean(lambda pair: epic_distance(*pair), pairs),
+    }
+
+
+def _separation(score: dict[int, float], clips: Sequence[LabelledClip]) -> float:
+    win = [value for i, value in score.items() if clips[i].success]
+    lose = [value for i, value in score.items() if not clips[i].success]
+    return auc(win, lose) if win and lose else np.nan
+
+
+def _mean(metric: Callable, items: Sequence) -> float:
+    """Of what is not NaN; NaN where there is nothing."""
+    values = [value for value in map(metric, items) if not np.isnan(value)]
+    return float(np.mean(values)) if values else np.nan
 
 
 def summarise(scores: dict[str, dict]) -> dict[str, tuple[float, float, float, int]]:
