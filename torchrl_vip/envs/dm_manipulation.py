@@ -237,6 +237,8 @@ class ManipulationSim(Simulator):
 # --- scripted policies ----------------------------------------------------------------------------
 
 OPEN, CLOSE = -np.ones(3), np.ones(3)
+Move = tuple[np.ndarray, np.ndarray, float]
+"""Where to bring the hand [3] (m), the fingers' action [3], and the speed (m/s)."""
 
 
 def _horizontal(axis: np.ndarray) -> np.ndarray:
@@ -267,6 +269,20 @@ class _Grasp:
     def __call__(self, state: np.ndarray, t: int) -> np.ndarray:
         self.since += 1
         hand, target, thing = (state[i : i + 3].astype(float) for i in (0, 30, 33))
+        closing = self.closing_direction(state)
+        # the two fingers and the one opposite meet 1.5 cm beside the pinch site
+        grip = thing + 0.015 * np.cross([0, 0, -1], closing) + [0, 0, 0.012]
+        turned = closing @ state[3:12].reshape(3, 3)[:, 0]
+        if self.phase in ("above", "down", "close"):
+            move = self.take(hand, grip, turned)
+        else:
+            move = self.bring(hand, target, held=hand - thing)
+        position, fingers, speed = move
+        return np.append(self.sim.toward(state, position, closing, speed), fingers)
+
+    def closing_direction(self, state: np.ndarray) -> np.ndarray:
+        """Horizontal direction [3] in which the fingers close on the brick."""
+        target, thing = state[30:33].astype(float), state[33:36].astype(float)
         axes = np.empty(9)
         mujoco.mju_quat2Mat(axes, state[36:40].astype(float))
         sides = [_horizontal(axis) for axis in axes.reshape(3, 3).T[:2]]  # across: 3.2 and 6.4 cm
@@ -277,42 +293,40 @@ class _Grasp:
             self.side = int(near and abs(sides[0] @ pillar) > abs(sides[1] @ pillar))
         closing = sides[self.side]
         closing *= np.sign(closing @ state[3:12].reshape(3, 3)[:, 0]) or 1.0
-        # the two fingers and the one opposite meet 1.5 cm beside the pinch site
-        grip = thing + 0.015 * np.cross([0, 0, -1], closing) + [0, 0, 0.012]
+        return closing
 
-        def act(position: np.ndarray, fingers: np.ndarray, speed: float = 0.25) -> np.ndarray:
-            return np.append(self.sim.toward(state, position, closing, speed), fingers)
-
+    def take(self, hand: np.ndarray, grip: np.ndarray, turned: float) -> Move:
+        """Above the brick, down to the grip, close; ``turned`` is 1 where the hand is as it closes."""
         if self.phase == "above":
             aside = np.linalg.norm((grip - hand)[:2])
-            turned = closing @ state[3:12].reshape(3, 3)[:, 0]
             if aside < 0.01 and turned > 0.99 and hand[2] < grip[2] + 0.12:
                 self.go("down")
-            return act(grip + [0, 0, 0.1], OPEN)
+            return grip + [0, 0, 0.1], OPEN, 0.25
         if self.phase == "down":
             if np.linalg.norm(grip - hand) < 0.008 or self.since > 40:
                 self.go("close")
                 self.where = hand
-            return act(grip, OPEN, 0.15)
-        if self.phase == "close":
-            if self.since > 25:
-                self.go("up")
-            return act(self.where, CLOSE)
-        held = hand - thing
+            return grip, OPEN, 0.15
+        if self.since > 25:
+            self.go("up")
+        return self.where, CLOSE, 0.25
+
+    def bring(self, hand: np.ndarray, target: np.ndarray, held: np.ndarray) -> Move:
+        """Up with the brick; for place over the target and down on it. ``held``: from brick to hand."""
         if np.linalg.norm(held) > 0.08:  # lost it
             self.go("above")
         if self.sim.kind == "lift":
-            return act(self.where + [0, 0, 0.36], CLOSE, 0.2)
+            return self.where + [0, 0, 0.36], CLOSE, 0.2
         over = target + held + [0, 0, 0.09]
         if self.phase == "up":
             if hand[2] > over[2] - 0.02:
                 self.go("over")
-            return act(np.append(self.where[:2], over[2]), CLOSE, 0.2)
+            return np.append(self.where[:2], over[2]), CLOSE, 0.2
         if self.phase == "over":
             if np.linalg.norm((over - hand)[:2]) < 0.01:
                 self.go("lower")
-            return act(over, CLOSE, 0.15)
-        return act(target + held + [0, 0, 0.02], CLOSE, 0.1)
+            return over, CLOSE, 0.15
+        return target + held + [0, 0, 0.02], CLOSE, 0.1
 
 
 SIMULATOR = ManipulationSim

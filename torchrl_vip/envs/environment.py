@@ -174,16 +174,8 @@ def make_env(
         >>> env.rollout(3)["next", "pixels"].shape  # doctest: +SKIP
         torch.Size([3, 128, 128, 3])
     """
-    if isinstance(goal, str) and goal != "solved":
-        raise ValueError(f"goal is {goal!r}; wanted an image [H, W, 3] or 'solved'")
-    for name, value in (("num_envs", num_envs), ("max_steps", max_steps)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; wanted 1 or more")
     several = None if cameras is None or isinstance(cameras, str) else list(cameras)
-    if several is not None and (not several or len(set(several)) < len(several)):
-        raise ValueError(f"cameras are {several}; wanted a name, or different ones in a list")
-    if several is not None and randomize:
-        raise ValueError("randomize= moves the one camera; several were given")
+    _check(several, goal, randomize, num_envs=num_envs, max_steps=max_steps)
     make = partial(
         _make_one,
         partial(
@@ -204,6 +196,24 @@ def make_env(
         return make(seed=seed)
     seeds = [None if seed is None else seed + i for i in range(num_envs)]
     return ParallelEnv(num_envs, [partial(make, seed=s) for s in seeds])
+
+
+def _check(
+    cameras: list[str] | None,
+    goal: np.ndarray | str | None,
+    randomize: Randomization | bool | None,
+    **counts: int | None,
+) -> None:
+    """Raise ValueError for settings that :func:`make_env` cannot have."""
+    if isinstance(goal, str) and goal != "solved":
+        raise ValueError(f"goal is {goal!r}; wanted an image [H, W, 3] or 'solved'")
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; wanted 1 or more")
+    if cameras is not None and (not cameras or len(set(cameras)) < len(cameras)):
+        raise ValueError(f"cameras are {cameras}; wanted a name, or different ones in a list")
+    if cameras is not None and randomize:
+        raise ValueError("randomize= moves the one camera; several were given")
 
 
 def _make_one(
