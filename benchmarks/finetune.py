@@ -106,13 +106,15 @@ def main() -> None:
             "",
             "| metric | before | after | change |",
             "|---|---|---|---|",
-            *(f"| {n} | {b:.3f} | {a:.3f} | {c:+.3f} [{lo:+.3f}, {hi:+.3f}] |"
-              for n, b, a, c, lo, hi in rows),
+            *(
+                f"| {n} | {b:.3f} | {a:.3f} | {c:+.3f} [{lo:+.3f}, {hi:+.3f}] |"
+                for n, b, a, c, lo, hi in rows
+            ),
             "",
             in_words(machine),
             "",
         ]
-    )  # fmt: skip
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "finetune.md").write_text(text)
     numbers = {name: [c.tolist() for c in curve] for name, curve in curves.items()}

@@ -332,37 +332,55 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--setting", nargs="+", choices=list(STEPS), default=["easy"])
     parser.add_argument("--seeds", type=int, default=1, help="so many, from 0 (%(default)s)")
     parser.add_argument(
-        "--trajectories", "--budgets", type=int, nargs="+", default=[32], metavar="N",
+        "--trajectories",
+        "--budgets",
+        type=int,
+        nargs="+",
+        default=[32],
+        metavar="N",
         help="candidates a step; several are a sweep (32)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--score", choices=SCORES, default="last",
+        "--score",
+        choices=SCORES,
+        default="last",
         help="of a trajectory: minus its last distance, minus the sum of all, its last reward",
-    )  # fmt: skip
+    )
     parser.add_argument("--goals", type=int, default=1, help="goal images, averaged (%(default)s)")
     parser.add_argument(
-        "--without-robot", type=float, default=0.0, metavar="W",
+        "--without-robot",
+        type=float,
+        default=0.0,
+        metavar="W",
         help="weight of frames drawn without the robot, beside 1 of those with it (%(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--beside-robot", type=float, default=0.0, metavar="W",
+        "--beside-robot",
+        type=float,
+        default=0.0,
+        metavar="W",
         help="weight of frames drawn without the robot, compared where the goal image does not show "
         "it, beside 1 of those with it (%(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--read-goal", action="store_true",
+        "--read-goal",
+        action="store_true",
         help="what the goal image shows moved, how far, and where the robot touches it, is read by the "
         "embedding's distance once; the planner's score is made of that, and no candidate is drawn",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--combine", choices=COMBINE, default="start",
+        "--combine",
+        choices=COMBINE,
+        default="start",
         help="several distances: each in parts of its first one, or of its standard deviation over "
         "the candidates (%(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--planner", choices=PLANNERS, default="mppi",
+        "--planner",
+        choices=PLANNERS,
+        default="mppi",
         help="of as many trajectories a step (%(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument("--smoothness", type=float, default=0.0, metavar="W", help="(%(default)s)")
     parser.add_argument(
         "--blur", type=float, default=0.0, help="before the networks, pixels (%(default)s)"
@@ -374,9 +392,11 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--image-size", type=int, default=160, help="pixels (%(default)s)")
     parser.add_argument(
-        "--processes", type=int, default=len(os.sched_getaffinity(0)),
+        "--processes",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
         help="episodes at a time, one a core; 0: one, in this process",
-    )  # fmt: skip
+    )
     parser.add_argument("--max-steps", type=int, default=0, metavar="N", help="(50 easy, 100 hard)")
     parser.add_argument("--report", action="store_true", help="play nothing")
     parser.add_argument(

@@ -71,7 +71,11 @@ def main_table(groups: Groups) -> list[str]:
         order = [voc(d) for d, _ in curves(group)]
         decoyed = [r["decoyed"] for r in group if r.get("decoyed") is not None]
         cells = [
-            setting, count, name, len(group), percent(*rate(group)),
+            setting,
+            count,
+            name,
+            len(group),
+            percent(*rate(group)),
             f"{np.mean([r.get('touched', r['success']) for r in group]):.0%}",
             f"{np.mean([r['joint_error'] for r in group]):.2f}",
             f"{np.mean(left):.2f}" if left else "–",
@@ -81,7 +85,7 @@ def main_table(groups: Groups) -> list[str]:
             f"{np.mean(order):.2f}" if order else "–",
             f"{np.median([r['seconds_per_step'] for r in group]):.2f}",
             *(f"{np.median([r['split'][part] for r in group]):.2f}" for part in columns[-3:]),
-        ]  # fmt: skip
+        ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
 

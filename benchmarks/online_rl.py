@@ -53,9 +53,12 @@ WANTED = 0.8  # success at the last step
 MACHINE = "machine.json"  # in a run's folder, beside what the example writes
 
 OURS = {  # flags of the examples that have one here, beside --rewards
-    "task": "--tasks", "camera": "--camera", "steps": "--steps",
-    "max_steps": "--max-steps", "final_episodes": "--episodes",
-}  # fmt: skip
+    "task": "--tasks",
+    "camera": "--camera",
+    "steps": "--steps",
+    "max_steps": "--max-steps",
+    "final_episodes": "--episodes",
+}
 
 
 def example(reward: str) -> tuple[str, type[Config], list[str]]:
@@ -114,11 +117,25 @@ def play(args: argparse.Namespace, seed: int, task: str, reward: str) -> None:
     out = folder(args, seed, task, reward)
     script, _, flags = example(reward)
     command = [
-        sys.executable, str(EXAMPLES / script), "--task", task, *flags, "--seed", str(seed),
-        "--steps", str(args.steps), "--camera", args.camera,
-        "--max-steps", str(args.max_steps),
-        "--final-episodes", str(args.episodes), "--out", str(out), *args.flags,
-    ]  # fmt: skip
+        sys.executable,
+        str(EXAMPLES / script),
+        "--task",
+        task,
+        *flags,
+        "--seed",
+        str(seed),
+        "--steps",
+        str(args.steps),
+        "--camera",
+        args.camera,
+        "--max-steps",
+        str(args.max_steps),
+        "--final-episodes",
+        str(args.episodes),
+        "--out",
+        str(out),
+        *args.flags,
+    ]
     command += ["--resume"] if (out / "checkpoint.pt").exists() else []
     out.mkdir(parents=True, exist_ok=True)
     if not (out / MACHINE).exists():
@@ -161,9 +178,20 @@ def read(path: Path) -> list[tuple[int, float]]:
 def table(args: argparse.Namespace, task: str) -> list[dict]:
     """A row for the random policy, and one for every reward that has runs."""
     rows = [
-        {"task": task, "reward": "random policy", "seeds": {"0": {"about": about(), "final": {
-            "step": 0, "success_last": random_success(task, args.episodes, args.max_steps)}}}}
-    ]  # fmt: skip
+        {
+            "task": task,
+            "reward": "random policy",
+            "seeds": {
+                "0": {
+                    "about": about(),
+                    "final": {
+                        "step": 0,
+                        "success_last": random_success(task, args.episodes, args.max_steps),
+                    },
+                }
+            },
+        }
+    ]
     for reward in args.rewards:
         seeds = {}
         for seed in args.seeds:
@@ -251,14 +279,16 @@ def merged(path: Path, rows: list[dict]) -> list[dict]:
 
 def markdown(rows: list[dict]) -> str:
     lines = [
-        "# SAC from a goal image", "",
+        "# SAC from a goal image",
+        "",
         "Success of complete runs in their last evaluation (of others in their latest), from starts that "
         "no training saw. The goal is an image of each start's own solved state. *Held out*: the task "
-        "was never rendered for pre-training.", "",
+        "was never rendered for pre-training.",
+        "",
         "| task | reward | camera | an action costs | seeds | environment steps "
         "| at the last step, each seed | mean | at any step |",
         "|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for row in rows:
         ends = [
             seed.get("final")
@@ -278,10 +308,14 @@ def markdown(rows: list[dict]) -> str:
             f"| {', '.join(f'{v:.2f}' for v in values)} | {np.mean(values):.2f} "
             f"| {', '.join(f'{v:.2f}' for v in some)} |"
         )
-    lines += ["", *(
-        f"- {row['task']}, {row['reward']}, seed {number}: {in_words(seed['about'])}"
-        for row in rows for number, seed in row["seeds"].items()
-    )]  # fmt: skip
+    lines += [
+        "",
+        *(
+            f"- {row['task']}, {row['reward']}, seed {number}: {in_words(seed['about'])}"
+            for row in rows
+            for number, seed in row["seeds"].items()
+        ),
+    ]
     return "\n".join([*lines, ""])
 
 
@@ -296,9 +330,13 @@ def draw(rows: list[dict], path: Path) -> None:
     columns = min(len(tasks), 3)
     lines = -(-len(tasks) // columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(4.6 * columns, 3.2 * lines), sharey=True, squeeze=False,
+        lines,
+        columns,
+        figsize=(4.6 * columns, 3.2 * lines),
+        sharey=True,
+        squeeze=False,
         layout="constrained",
-    )  # fmt: skip
+    )
     for axis in axes.flat[len(tasks) :]:
         axis.axis("off")
     colours = dict(zip(REWARDS, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))

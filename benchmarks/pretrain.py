@@ -101,9 +101,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--largest", type=int, help="frames of the largest memory-map (1000000)")
     parser.add_argument("--scratch", type=Path, help="folder for frames and maps (a temporary one)")
     parser.add_argument(
-        "--sections", nargs="+", default=["speed", "waiting", "growth"],
+        "--sections",
+        nargs="+",
+        default=["speed", "waiting", "growth"],
         choices=["speed", "waiting", "growth"],
-    )  # fmt: skip
+    )
     parser.add_argument("--device", type=torch.device, default="cpu", help="of our loop (cpu)")
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the results")
     parser.add_argument("--name", help="of the results' files (pretrain)")

@@ -296,18 +296,25 @@ def plot(path: Path, suite: str, clips: list[LabelledClip], scores: dict, embedd
             if metric in summary:
                 mean, low, high, _ = summary[metric]
                 axes[0].errorbar(
-                    mean, -row, xerr=[[mean - low], [high - mean]],
-                    fmt=marker, color=colours[row % 10],
-                )  # fmt: skip
+                    mean,
+                    -row,
+                    xerr=[[mean - low], [high - mean]],
+                    fmt=marker,
+                    color=colours[row % 10],
+                )
     axes[0].set_yticks([-r for r in range(len(summaries))], list(summaries), fontsize=7)
     axes[0].set(title=f"{suite}: order correlation (o), bumps (x)", xlim=(-0.3, 1))
     for row, (name, z) in enumerate(embeddings.items()):
         steps = [-np.diff(np.linalg.norm(e - e[-1], axis=-1)) for e in z]
         steps = np.concatenate([s / max(np.abs(s).mean(), 1e-12) for s in steps])
         axes[1].hist(
-            steps, bins=np.linspace(-5, 5, 61), histtype="step", density=True,
-            color=colours[row % 10], label=name,
-        )  # fmt: skip
+            steps,
+            bins=np.linspace(-5, 5, 61),
+            histtype="step",
+            density=True,
+            color=colours[row % 10],
+            label=name,
+        )
     axes[1].set(title="reward of a step / its mean size", xlabel="own last frame as goal")
     for axis, group in zip(axes[2:], shown, strict=True):
         members = [i for i, c in enumerate(clips) if c.group == group]
@@ -343,17 +350,23 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--group-by", nargs="+", metavar="KEY", help="labels that make a group")
     parser.add_argument("--max-frames", type=int, default=100, help="frames a clip (%(default)s)")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32",
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
         help="of the networks; bfloat16 takes half the time where the CPU has it (%(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--blur", type=float, default=0.0,
+        "--blur",
+        type=float,
+        default=0.0,
         help="adds a row: the first encoder with FrozenEncoder(blur=...) (%(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--baselines", action=argparse.BooleanOptionalAction, default=True,
+        "--baselines",
+        action=argparse.BooleanOptionalAction,
+        default=True,
         help="rows of untrained networks, raw pixels and ImageNet features",
-    )  # fmt: skip
+    )
     parser.add_argument("--name", default="reward_quality", help="name of the result files")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(arguments)

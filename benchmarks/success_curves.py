@@ -88,9 +88,15 @@ def main() -> None:
                 parts = [left[name] / left[name][0] for name in joined.split("+")]
                 curve = np.mean(parts, 0)
                 rows.append(
-                    {"task": task, "cameras": joined, "seed": seed, "first_success": first,
-                     "hill": hill(curve), "curve": curve.round(4).tolist()}
-                )  # fmt: skip
+                    {
+                        "task": task,
+                        "cameras": joined,
+                        "seed": seed,
+                        "first_success": first,
+                        "hill": hill(curve),
+                        "curve": curve.round(4).tolist(),
+                    }
+                )
         sim.close()
     args.out.mkdir(parents=True, exist_ok=True)
     report = {"about": machine, "stride": args.stride, "rows": rows}
@@ -102,11 +108,15 @@ def main() -> None:
 
 def markdown(report: dict, args: argparse.Namespace) -> str:
     lines = [
-        "# The distance along scripted successes", "",
-        f"Hills, in parts of the first distance: mean over {len(args.seeds)} starts.", "",
-        "![curves](success_curves.png)", "",
-        f"| task | {' | '.join(args.cameras)} |", "|---" * (1 + len(args.cameras)) + "|",
-    ]  # fmt: skip
+        "# The distance along scripted successes",
+        "",
+        f"Hills, in parts of the first distance: mean over {len(args.seeds)} starts.",
+        "",
+        "![curves](success_curves.png)",
+        "",
+        f"| task | {' | '.join(args.cameras)} |",
+        "|---" * (1 + len(args.cameras)) + "|",
+    ]
     for task in args.tasks:
         cells = [
             np.mean([r["hill"] for r in report["rows"] if (r["task"], r["cameras"]) == (task, c)])
@@ -126,9 +136,13 @@ def draw(report: dict, args: argparse.Namespace, path: Path) -> None:
     columns = min(4, len(args.tasks))
     lines = -(-len(args.tasks) // columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(3.4 * columns, 2.7 * lines), squeeze=False, sharey=True,
+        lines,
+        columns,
+        figsize=(3.4 * columns, 2.7 * lines),
+        squeeze=False,
+        sharey=True,
         layout="constrained",
-    )  # fmt: skip
+    )
     for axis in axes.flat[len(args.tasks) :]:
         axis.axis("off")
     for axis, task in zip(axes.flat, args.tasks, strict=False):

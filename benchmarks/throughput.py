@@ -89,9 +89,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="environment steps a turn (15)")
     parser.add_argument("--checkpoint", help="for the rewards; the bundled one by default")
     parser.add_argument(
-        "--sections", nargs="+", default=(every := ["images", "env", "reward", "bundled"]),
+        "--sections",
+        nargs="+",
+        default=(every := ["images", "env", "reward", "bundled"]),
         choices=every,
-    )  # fmt: skip
+    )
     parser.add_argument("--name", default="throughput", help="of the result files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the results")

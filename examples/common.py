@@ -116,10 +116,29 @@ CHANGEABLE |= {n for n in Config.__annotations__ if n.startswith(("eval", "final
 
 # what these numbers may be, in whichever example has them
 POSITIVE = (
-    "max_steps", "frame_skip", "steps", "batch_size", "eval_every", "eval_episodes", "final_episodes",
-    "checkpoint_every", "threads", "image_size", "buffer_size", "hidden", "updates_per_step", "alpha",
-    "alpha_lr", "lr", "tau", "n_steps", "stack", "frame_size", "features", "noise_steps",
-)  # fmt: skip
+    "max_steps",
+    "frame_skip",
+    "steps",
+    "batch_size",
+    "eval_every",
+    "eval_episodes",
+    "final_episodes",
+    "checkpoint_every",
+    "threads",
+    "image_size",
+    "buffer_size",
+    "hidden",
+    "updates_per_step",
+    "alpha",
+    "alpha_lr",
+    "lr",
+    "tau",
+    "n_steps",
+    "stack",
+    "frame_size",
+    "features",
+    "noise_steps",
+)
 NOT_NEGATIVE = ("seed", "warmup", "processes", "blur", "goals", "action_cost", "shift")
 SHARES = ("gamma", "average", "her_ratio")
 

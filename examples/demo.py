@@ -171,8 +171,10 @@ def simulated(args: argparse.Namespace) -> None:
             solved = bool(episode["next", "success"].any())
             row += [solved, episode["next", "reward"].sum().item(), voc(distances(episode))]
         margins.append(row[1] - row[4])
-        print(f"{seed:5d} {row[0]!s:>16} {row[1]:7.2f} {row[2]:6.2f} | {row[3]!s:>15} "
-              f"{row[4]:7.2f} {row[5]:6.2f}")  # fmt: skip
+        print(
+            f"{seed:5d} {row[0]!s:>16} {row[1]:7.2f} {row[2]:6.2f} | {row[3]!s:>15} "
+            f"{row[4]:7.2f} {row[5]:6.2f}"
+        )
     clean = [
         m
         for m, pair in zip(margins, results, strict=True)

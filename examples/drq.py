@@ -62,10 +62,21 @@ class DrQConfig(Config):
 
 
 SMOKE = {
-    "steps": 36, "max_steps": 12, "warmup": 12, "batch_size": 4, "updates_per_step": 0.25,
-    "eval_every": 24, "eval_episodes": 1, "final_episodes": 1, "checkpoint_every": 12,
-    "goals": 1, "hidden": 16, "features": 8, "frame_size": 32, "buffer_size": 200,
-}  # fmt: skip
+    "steps": 36,
+    "max_steps": 12,
+    "warmup": 12,
+    "batch_size": 4,
+    "updates_per_step": 0.25,
+    "eval_every": 24,
+    "eval_episodes": 1,
+    "final_episodes": 1,
+    "checkpoint_every": 12,
+    "goals": 1,
+    "hidden": 16,
+    "features": 8,
+    "frame_size": 32,
+    "buffer_size": 200,
+}
 
 SEEN = {"pixels": "image", "embedding": "z"}  # the networks read it, and proprioception "s"
 

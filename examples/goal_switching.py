@@ -50,16 +50,25 @@ class GoalConfig(Config):
 
 
 SMOKE = {
-    "steps": 36, "max_steps": 12, "warmup": 12, "batch_size": 16, "updates_per_step": 0.5,
-    "eval_every": 24, "eval_episodes": 1, "final_episodes": 1, "checkpoint_every": 12,
-    "hidden": 16, "buffer_size": 200,
-}  # fmt: skip
+    "steps": 36,
+    "max_steps": 12,
+    "warmup": 12,
+    "batch_size": 16,
+    "updates_per_step": 0.5,
+    "eval_every": 24,
+    "eval_episodes": 1,
+    "final_episodes": 1,
+    "checkpoint_every": 12,
+    "hidden": 16,
+    "buffer_size": 200,
+}
 
 OBSERVATION = ["z", "s", "z_goal"]  # scaled embedding [*B, D], proprioception [*B, S], goal [*B, D]
 STORED = [
-    *OBSERVATION, "action",
+    *OBSERVATION,
+    "action",
     *[("next", key) for key in (*OBSERVATION, "reward", "done", "terminated")],
-]  # fmt: skip
+]
 
 
 # -- environment and encoder ------------------------------------------------------------------------

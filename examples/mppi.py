@@ -250,9 +250,11 @@ def draw(frames: list[np.ndarray], goal: np.ndarray, curve: np.ndarray, path: Pa
 def film(frames: list[np.ndarray], goal: np.ndarray, curve: np.ndarray, path: Path) -> None:
     """The episode beside the goal, its distance growing below."""
     figure, axes = plt.subplot_mosaic(
-        [["now", "goal"], ["curve", "curve"]], figsize=(6, 5), height_ratios=[1.6, 1],
+        [["now", "goal"], ["curve", "curve"]],
+        figsize=(6, 5),
+        height_ratios=[1.6, 1],
         layout="constrained",
-    )  # fmt: skip
+    )
     now = axes["now"].imshow(frames[0])
     axes["goal"].imshow(goal)
     for name in ("now", "goal"):

@@ -57,15 +57,25 @@ class SACConfig(Config):
 
 
 SMOKE = {
-    "steps": 36, "max_steps": 12, "warmup": 12, "batch_size": 16, "updates_per_step": 0.5,
-    "eval_every": 24, "eval_episodes": 1, "final_episodes": 1, "checkpoint_every": 12,
-    "goals": 1, "hidden": 16, "buffer_size": 200,
-}  # fmt: skip
+    "steps": 36,
+    "max_steps": 12,
+    "warmup": 12,
+    "batch_size": 16,
+    "updates_per_step": 0.5,
+    "eval_every": 24,
+    "eval_episodes": 1,
+    "final_episodes": 1,
+    "checkpoint_every": 12,
+    "goals": 1,
+    "hidden": 16,
+    "buffer_size": 200,
+}
 
 STORED = [
-    "observation", "action",
+    "observation",
+    "action",
     *[("next", key) for key in ("observation", "reward", "done", "terminated")],
-]  # fmt: skip
+]
 
 
 # -- environment and encoder ------------------------------------------------------------------------

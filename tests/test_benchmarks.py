@@ -77,10 +77,23 @@ def test_throughput_runs(tmp_path):
     result = subprocess.run(
         [
             *(sys.executable, str(ROOT / "benchmarks/throughput.py"), "--quick", "--sections"),
-            *("images", "--batches", "1", "--sizes", "84", "--seconds", "1", "--out", str(tmp_path)),
+            *(
+                "images",
+                "--batches",
+                "1",
+                "--sizes",
+                "84",
+                "--seconds",
+                "1",
+                "--out",
+                str(tmp_path),
+            ),
         ],
-        capture_output=True, text=True, cwd=tmp_path, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "throughput-quick.json").read_text())["images"]
 
@@ -97,8 +110,10 @@ def test_pretrain_measures_both_rivals_and_writes_its_table(tmp_path):
             *("--clips", str(tmp_path / "clips"), "--scratch", str(tmp_path)),
             *("--out", str(tmp_path / "out")),
         ],
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "out/pretrain-quick.json").read_text())
     assert [row["case"].split(",")[0] for row in report["speed"]] == 2 * ["official way"] + 2 * [
@@ -116,8 +131,11 @@ def test_other_seeds_of_a_row_stay(tmp_path):
     import online_rl
 
     def row(seed, camera="corner", value=0.5):
-        return {"task": "reach-v3", "reward": "vip", "seeds": {
-            seed: {"camera": camera, "curve": [[10, value]], "about": {"command": seed}}}}  # fmt: skip
+        return {
+            "task": "reach-v3",
+            "reward": "vip",
+            "seeds": {seed: {"camera": camera, "curve": [[10, value]], "about": {"command": seed}}},
+        }
 
     path = tmp_path / "online_rl.json"
     assert online_rl.merged(path, [row("0")]) == [row("0")]
@@ -196,10 +214,30 @@ def test_success_curves_are_drawn(tmp_path, monkeypatch, capsys):
 def test_online_rl_runs_and_is_only_read_again(tmp_path):
     pytest.importorskip("metaworld")
     command = [
-        sys.executable, str(ROOT / "benchmarks/online_rl.py"), "--tasks", "reach-v3", "--seeds", "0",
-        "--rewards", "vip", "hindsight", "--steps", "36", "--max-steps", "12", "--episodes", "1",
-        "--jobs", "1", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "results"), "--", "--smoke",
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "benchmarks/online_rl.py"),
+        "--tasks",
+        "reach-v3",
+        "--seeds",
+        "0",
+        "--rewards",
+        "vip",
+        "hindsight",
+        "--steps",
+        "36",
+        "--max-steps",
+        "12",
+        "--episodes",
+        "1",
+        "--jobs",
+        "1",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--out",
+        str(tmp_path / "results"),
+        "--",
+        "--smoke",
+    ]
     first = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert first.returncode == 0, first.stderr
     assert "reach-v3_behindGripper_vip_0: begins" in first.stdout
@@ -215,10 +253,13 @@ def test_online_rl_runs_and_is_only_read_again(tmp_path):
     assert "reach-v3_behindGripper_vip_0: complete" in again.stdout
     both = json.loads((tmp_path / "results/online_rl.json").read_text())["rows"]
     assert [(row["task"], row["reward"]) for row in both] == [
-        ("push-v3", "random policy"), ("push-v3", "vip"),
-        ("reach-v3", "random policy"), ("reach-v3", "vip"), ("reach-v3", "hindsight"),
+        ("push-v3", "random policy"),
+        ("push-v3", "vip"),
+        ("reach-v3", "random policy"),
+        ("reach-v3", "vip"),
+        ("reach-v3", "hindsight"),
         ("reach-v3", "sparse"),
-    ]  # fmt: skip
+    ]
     table = (tmp_path / "results/online_rl.md").read_text()
     assert table.count("| push-v3") == 2
     repeat = next(

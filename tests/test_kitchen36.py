@@ -272,8 +272,9 @@ def test_encoders_are_compared_on_what_both_played() -> None:
     def result(task: str, camera: str, success: bool, error: float, seed: int = 0) -> dict:
         distance = [] if camera == "state" else [1.0]
         return {"task": task, "camera": camera, "seed": seed, "distance": distance} | {
-            "success": success, "joint_error": error
-        }  # fmt: skip
+            "success": success,
+            "joint_error": error,
+        }
 
     ours = [result("a", "left", True, 0.1), result("a", "right", False, 0.9)]
     more = [result("b", "left", True, 0.3), result("a", "left", False, 0.8, seed=1)]
@@ -315,8 +316,9 @@ def test_candidates_are_ranked(tmp_path, monkeypatch, capsys) -> None:
     candidates.main([*small, "--results", str(tmp_path)])
     rows = json.loads((tmp_path / "kitchen36_candidates.json").read_text())["rows"]
     assert [(r["encoder"], r["form"]) for r in rows] == [
-        ("state", ""), *((e, form) for e in ("pixels", "block4") for form in candidates.FORMS)
-    ]  # fmt: skip
+        ("state", ""),
+        *((e, form) for e in ("pixels", "block4") for form in candidates.FORMS),
+    ]
     gains = [r["by task"]["gain"]["light_on"] for r in rows]
     assert [len(g) for g in gains] == [9, *2 * [27, 27, 27, 9, 9]]
     assert np.mean(gains[0]) > max(

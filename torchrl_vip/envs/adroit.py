@@ -22,18 +22,26 @@ from torchrl_vip.envs.simulator import Randomization, mujoco
 # task: actions, full_state, and looks (90 looks along the forearm, 270 at the finger tips)
 TASKS: dict[str, tuple[int, int, Randomization]] = {
     "adroit-door": (
-        28, 39, Randomization((0.05, 0.05, 0.25), (45.0, 135.0), (-50.0, -20.0), (1.1, 1.6))
+        28,
+        39,
+        Randomization((0.05, 0.05, 0.25), (45.0, 135.0), (-50.0, -20.0), (1.1, 1.6)),
     ),
     "adroit-hammer": (
-        26, 46, Randomization((0.0, -0.15, 0.1), (10.0, 170.0), (-60.0, -30.0), (0.8, 1.2))
+        26,
+        46,
+        Randomization((0.0, -0.15, 0.1), (10.0, 170.0), (-60.0, -30.0), (0.8, 1.2)),
     ),
     "adroit-pen": (
-        24, 45, Randomization((0.08, -0.2, 0.25), (-60.0, 240.0), (-70.0, -35.0), (0.5, 0.8))
+        24,
+        45,
+        Randomization((0.08, -0.2, 0.25), (-60.0, 240.0), (-70.0, -35.0), (0.5, 0.8)),
     ),
     "adroit-relocate": (
-        30, 39, Randomization((0.0, -0.05, 0.12), (10.0, 170.0), (-60.0, -30.0), (1.0, 1.4))
+        30,
+        39,
+        Randomization((0.0, -0.05, 0.12), (10.0, 170.0), (-60.0, -30.0), (1.0, 1.4)),
     ),
-}  # fmt: skip
+}
 
 SCRIPTED_TASKS: tuple[str, ...] = ()  # demonstrations are planned and shipped instead
 
