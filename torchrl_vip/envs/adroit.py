@@ -137,7 +137,9 @@ class AdroitSim(PlannedSim):
     def pose(self, qpos: np.ndarray) -> np.ndarray:
         self.data.qpos[:], self.data.qvel[:] = qpos, 0.0
         mujoco.mj_forward(self.model, self.data)
-        return self._read(self.env._get_obs())
+        return self._read(
+            self.env._get_obs()
+        )  # private: else it is only to be had from a step or reset
 
     def reward(self) -> float:
         """Paid are, bit by bit, latch and door; the hammer off the table, its head at the nail and the nail

@@ -96,6 +96,7 @@ class ManipulationSim(Simulator):
         self._angles = np.array([j.qposadr[0] for j in joints])
         self._speeds = np.array([j.dofadr[0] for j in joints])
         self._fastest = np.copy(model.actuator_ctrlrange[:, 1])
+        # private, here and below: a dm_control task has no public name for its props and where they belong
         prop = getattr(task, "_prop", None)
         things = getattr(task, "_bricks", [prop] if prop else [])
         frame = _dm_control()[2].get_attachment_frame

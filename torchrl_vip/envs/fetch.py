@@ -114,6 +114,7 @@ class FetchSim(Simulator):
         if self.rule.shift is not None:
             shift = self.env.np_random.uniform(*np.array(self.rule.shift, float).T)
             self.env.goal = self.data.site("object0").xpos + shift
+        # private: gymnasium-robotics moves the ball and reads the observation in its own reset and step only
         self.env._render_callback()  # moves the red ball to the goal
         return self._read(self.env._get_obs())
 

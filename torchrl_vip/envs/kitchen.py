@@ -198,7 +198,7 @@ class KitchenSim(PlannedSim):
         return bool((self.joint_errors() < TOLERANCE).all())
 
     def get_state(self) -> np.ndarray:
-        # the robot turns velocities into positions from what it saw last
+        # the robot turns velocities into positions from what it saw last, which it keeps in private
         return np.concatenate([self._get_physics(), self.robot._last_robot_qpos])
 
     def set_state(self, state: np.ndarray) -> np.ndarray:

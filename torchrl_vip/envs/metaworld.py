@@ -78,6 +78,7 @@ class MetaWorldSim(Simulator):
         if task not in registry:
             raise ValueError(f"unknown task {task!r}; choose from {sorted(registry)}")
         self.env = registry[task]()
+        # private: Meta-World's own way to these settings is set_task, which fixes where things are
         self.env._set_task_called = True  # tasks are sampled by seed instead of set_task
         self.env._freeze_rand_vec, self.env.seeded_rand_vec = False, True
         self.env._partially_observable = False  # the scripted policies read the target
@@ -102,7 +103,8 @@ class MetaWorldSim(Simulator):
         return self.full_state, float(reward), bool(info["success"])
 
     def get_state(self) -> np.ndarray:
-        # of bin-picking's reward, from its first step on
+        # private: no method of Meta-World tells or sets what its next observation and reward depend on.
+        # The scale is of bin-picking's reward, from its first step on.
         scale = getattr(self.env, "_target_to_obj_init", None)
         kept = [self.seed, np.nan if scale is None else scale]
         return np.concatenate([kept, self.env._prev_obs, self.full_state, self._get_physics()])

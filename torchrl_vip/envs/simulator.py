@@ -13,7 +13,7 @@ import os
 import sys
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -57,6 +57,23 @@ class _Renderer(mujoco.Renderer):
             self._gl_context.make_current()
             self._mjr_context.free()
         super().close()
+
+    def render_with_depth(self) -> tuple[np.ndarray, np.ndarray]:
+        """The scene, uint8 [H, W, 3], and the depth buffer, float32 [H, W]; MuJoCo's ``render`` would draw it
+        twice for both."""
+        frame = np.empty((self.height, self.width, 3), np.uint8)
+        depth = np.empty((self.height, self.width), np.float32)
+        self._gl_context.make_current()
+        whole = mujoco.MjrRect(0, 0, self.width, self.height)
+        mujoco.mjr_render(whole, self.scene, self._mjr_context)
+        mujoco.mjr_readPixels(frame, depth, whole, self._mjr_context)
+        return frame[::-1], depth[::-1]
+
+    def upload_textures(self, textures: Iterable[int]) -> None:
+        """Show what has been painted on the model's textures."""
+        self._gl_context.make_current()  # another simulator may have drawn last
+        for texture in textures:
+            mujoco.mjr_uploadTexture(self.model, self._mjr_context, texture)
 
 
 class Simulator(ABC):
@@ -297,13 +314,7 @@ class Simulator(ABC):
         if not robot:
             for thing in self.distractors:
                 thing.add_to(renderer.scene)
-        # The renderer's own reading has no way to get both from one drawing.
-        side, context = self.image_size, renderer._mjr_context
-        frame, near = np.empty((side, side, 3), np.uint8), np.empty((side, side), np.float32)
-        renderer._gl_context.make_current()
-        mujoco.mjr_render(whole := mujoco.MjrRect(0, 0, side, side), renderer.scene, context)
-        mujoco.mjr_readPixels(frame, near, whole, context)
-        return frame[::-1], near[::-1]
+        return renderer.render_with_depth()
 
     def _update_less(self, view: str | mujoco.MjvCamera, *, robot: bool) -> None:
         """Puts into the scene all but the robot, or all but what is not the robot."""
@@ -331,9 +342,7 @@ class Simulator(ABC):
             changed = self._looks.restore()
         else:
             self.camera, self.distractors, changed = self._looks.draw(randomization, seed)
-        self._renderer._gl_context.make_current()  # another simulator may have drawn last
-        for texture in sorted(changed):
-            mujoco.mjr_uploadTexture(self.model, self._renderer._mjr_context, texture)
+        self._renderer.upload_textures(sorted(changed))
 
     def close(self) -> None:
         """Frees the rendering context."""
