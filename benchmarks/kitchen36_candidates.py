@@ -126,9 +126,9 @@ def end(sim: PlanningSim, _: float) -> np.ndarray:
     return record
 
 
-def outcome(sim: PlanningSim, state: np.ndarray, still: float, actions: np.ndarray) -> float:
-    """The true reward after actions [H, 9], above ``still``."""
-    return float(rollout(sim, state, actions[None], state_reward)[0] - still)
+def outcome(sim: PlanningSim, state: np.ndarray, at_rest: float, actions: np.ndarray) -> float:
+    """The true reward after actions [H, 9], above ``at_rest``, that of standing still."""
+    return float(rollout(sim, state, actions[None], state_reward)[0] - at_rest)
 
 
 def gain(score: np.ndarray, reward: np.ndarray) -> float:

@@ -218,8 +218,8 @@ def begin(
     sim.repeat(solved[0], first)
     if embed is None:
         return None, Landmarks()
-    here, way = sim.data.qpos.copy(), solved[0].qpos[first:]
-    arm_only = np.concatenate([way[-1][:ARM], here[ARM:]])
+    here, path = sim.data.qpos.copy(), solved[0].qpos[first:]
+    arm_only = np.concatenate([path[-1][:ARM], here[ARM:]])
     positions = np.stack([here, arm_only, *(d.qpos[-1] for d in solved)])
     views, weights = zip(*episode.views().items(), strict=True)
     start, decoy, *ends = pictures(sim, positions, views)
@@ -230,7 +230,7 @@ def begin(
         cameras = [
             view.removesuffix(WITHOUT_ROBOT) for view in views if view.endswith(WITHOUT_ROBOT)
         ]
-        with_robot = pictures(sim, way[-1:], cameras)[0]
+        with_robot = pictures(sim, path[-1:], cameras)[0]
         robots = [robot_in_goal(episode, number, first, camera, found) for camera in cameras]
         goals = np.concatenate([with_robot] * (len(views) // len(cameras)))[None]
         hidden = np.zeros((len(views), *goals.shape[2:4]), bool)
@@ -245,7 +245,7 @@ def begin(
             lambda frames: judge.distances(frames[:, None])[:, 0],
         )
     near = -float(judge(np.stack(ends[1:])).mean()) if len(ends) > 1 else np.nan
-    values = judge(pictures(sim, way, views))
+    values = judge(pictures(sim, path, views))
     landmarks = Landmarks(near, float((values < judge(decoy)).mean()))
     judge.seconds = 0.0
     return judge, landmarks

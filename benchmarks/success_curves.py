@@ -56,7 +56,7 @@ def success(
     act, state, solved = sim.script(), sim.reset(seed), []
     frames, action = {name: [sim.render(name)] for name in names}, np.zeros(sim.ACTION_SIZE)
     for t in range(STEPS):
-        action = sim.still(action) if any(solved) else act(state, t)  # nothing is pushed on
+        action = sim.hold_still(action) if any(solved) else act(state, t)  # nothing is pushed on
         state, _, now = sim.step(action)
         solved.append(now)
         if (t + 1) % stride == 0:

@@ -85,17 +85,17 @@ def make_env(seed: int, *, cfg: GoalConfig, statistics=None, film=False) -> EnvB
 
 
 class GoalMLP(MLP):
-    """An MLP that reads the way left to the goal in the space of the embedding, ``z_goal - z``, how long it
-    is by each camera, and the rest as it is."""
+    """An MLP that reads the difference to the goal in the space of the embedding, ``z_goal - z``, its
+    length by each camera, and the rest as it is."""
 
     def __init__(self, *sizes: int, cameras: int, **options: Any) -> None:
         super().__init__(*sizes, **options)
         self.cameras = cameras
 
     def forward(self, z: Tensor, s: Tensor, z_goal: Tensor, *action: Tensor) -> Tensor:
-        way = z_goal - z
-        length = way.unflatten(-1, (self.cameras, -1)).norm(dim=-1)
-        return super().forward(torch.cat([way, s, length, *action], -1))
+        difference = z_goal - z
+        length = difference.unflatten(-1, (self.cameras, -1)).norm(dim=-1)
+        return super().forward(torch.cat([difference, s, length, *action], -1))
 
 
 def hindsight_reward(

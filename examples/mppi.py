@@ -124,7 +124,7 @@ def main() -> None:
         goal = sim.last_look(demonstration, views)
         sim.repeat(demonstration, args.start)
         if args.start:
-            rest = sim.still(demonstration.actions[args.start - 1])
+            rest = sim.hold_still(demonstration.actions[args.start - 1])
     else:
         goal = sim.solved_frame(args.seed, cameras=views)
         if goal is None:
@@ -199,7 +199,7 @@ def main() -> None:
             for _ in range(args.frame_skip):
                 _, _, success = sim.step(action)
             if isinstance(sim, PlannedSim):
-                planner.rest = sim.still(action)  # Adroit's actions are positions
+                planner.rest = sim.hold_still(action)  # Adroit's actions are positions
             frames.append(sim.look(cameras))
             film_of.append(sim.look([shown])[0])
             solved.append(success)

@@ -48,8 +48,8 @@ def evaluate(
             episode = env.rollout(100_000, policy)["next"]  # to its truncation
             if frames is None:
                 pixels = episode["pixels"]
-                views = [pixels] if isinstance(pixels, Tensor) else list(pixels.values())
-                frames = torch.cat(views, -2)
+                cameras = [pixels] if isinstance(pixels, Tensor) else list(pixels.values())
+                frames = torch.cat(cameras, -2)
             success = episode["success"].float()
             totals.append(
                 {

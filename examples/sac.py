@@ -95,9 +95,9 @@ def make_env(seed: int, *, cfg: SACConfig, goal=None, statistics=None, film=Fals
 
 
 class ToGoal(Transform):
-    """What the networks read, "observation" ``[*B, D + S + K]``: the way left to the goal in the space
-    of the embedding, which a policy of changing goals has to know, proprioception, and how long that way
-    is by each of K cameras, as the reward is made of it and a network does not find a norm easily."""
+    """What the networks read, "observation" ``[*B, D + S + K]``: the difference to the goal in the space
+    of the embedding, which a policy of changing goals has to know, proprioception, and the length of that
+    difference by each of K cameras, as the reward is made of it and a network does not find a norm easily."""
 
     def __init__(self, cameras: int) -> None:
         super().__init__(in_keys=["z", "z_goal", "s"], out_keys=["observation"])
@@ -105,9 +105,9 @@ class ToGoal(Transform):
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
         z, z_goal, s = (next_tensordict[key] for key in self.in_keys)
-        way = z_goal - z
-        length = way.unflatten(-1, (self.cameras, -1)).norm(dim=-1)
-        return next_tensordict.set("observation", torch.cat([way, s, length], -1))
+        difference = z_goal - z
+        length = difference.unflatten(-1, (self.cameras, -1)).norm(dim=-1)
+        return next_tensordict.set("observation", torch.cat([difference, s, length], -1))
 
     def _reset(self, _: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
         return self._call(tensordict_reset)

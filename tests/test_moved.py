@@ -39,3 +39,16 @@ def test_an_old_command_works_and_names_the_new_one(old: str, new: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and f"torchrl_vip.{new} --suite" in done.stdout
     assert f"note: python -m torchrl_vip.{old} is now python -m torchrl_vip.{new}" in done.stderr
+
+
+def test_the_old_name_of_holding_still_works() -> None:
+    pytest.importorskip("mujoco", reason='pip install "torchrl-vip[metaworld]"')
+    from torchrl_vip.envs.simulator import Simulator
+
+    class Fingers(Simulator):
+        def hold_still(self, action):
+            return 2 * action
+
+    Fingers.__abstractmethods__ = frozenset()
+    with pytest.warns(DeprecationWarning, match="now hold_still"):
+        assert object.__new__(Fingers).still(3) == 6

@@ -134,7 +134,7 @@ def test_a_goal_is_a_state_at_rest() -> None:
         assert len(lost.success) == np.flatnonzero(lost.success)[0] + 1 + 10 + 20
         goal = button.solved_frame(0)
         np.testing.assert_array_equal(goal, button.render())
-        assert all(button.step(button.still(np.zeros(4)))[2] for _ in range(30))
+        assert all(button.step(button.hold_still(np.zeros(4)))[2] for _ in range(30))
     finally:
         button.close()
 

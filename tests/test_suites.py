@@ -374,7 +374,7 @@ class Counted:
     def render(self) -> np.ndarray:
         return np.zeros((1, 1, 3), np.uint8)
 
-    def still(self, action: np.ndarray) -> np.ndarray:
+    def hold_still(self, action: np.ndarray) -> np.ndarray:
         self.stood += 1
         return action
 

@@ -150,7 +150,7 @@ def plan_episode(
     for t in range(recipe.steps + recipe.lasting - SETTLE):
         state = sim.get_state()
         action = grip(sim, planner.plan(partial(evaluate, state)), recipe).astype(np.float32)
-        last = sim.still(planner.mean[-2]) if guide is None else guide[t + horizon]
+        last = sim.hold_still(planner.mean[-2]) if guide is None else guide[t + horizon]
         planner.mean[-1] = last
         sim.step(action)
         solved = sim.success()
@@ -193,7 +193,7 @@ def fail(
         rng = np.random.default_rng((seed, attempt))
         if kind == "stops":
             actions, stop = success.actions.copy(), max(1, int(steps * rng.uniform(0.2, 0.6)))
-            actions[stop:] = sim.still(actions[stop - 1])
+            actions[stop:] = sim.hold_still(actions[stop - 1])
         else:
             noise = filtered_noise(rng, (1, steps, sim.ACTION_SIZE), (0.15, 0.9, 0.0))[0]
             actions = np.clip(3.0 * sigma * noise, -1, 1).astype(np.float32)

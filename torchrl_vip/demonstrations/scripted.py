@@ -107,7 +107,7 @@ def failing(sim: Simulator, kind: str, steps: int, rng: np.random.Generator) -> 
             if t < stop:
                 last["action"] = act(state, t)
                 return last["action"]
-            return sim.still(last.get("action", np.zeros(sim.ACTION_SIZE)))
+            return sim.hold_still(last.get("action", np.zeros(sim.ACTION_SIZE)))
 
     elif kind == "misses":  # believes its hand elsewhere, so all it does is off by 8-18 cm
         act, angle, radius = sim.script(), rng.uniform(0, 2 * np.pi), rng.uniform(0.08, 0.18)

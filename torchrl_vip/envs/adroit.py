@@ -174,8 +174,8 @@ class AdroitSim(PlannedSim):
         if self.task == "adroit-pen":
             off, along = self._pen_error()
             return bool(off < 0.075 and along > 0.95)
-        way = data.xpos[env.obj_body_id] - data.site_xpos[env.target_obj_site_id]
-        return bool(np.linalg.norm(way) < 0.1)
+        left = data.xpos[env.obj_body_id] - data.site_xpos[env.target_obj_site_id]
+        return bool(np.linalg.norm(left) < 0.1)
 
     def _nail_left(self) -> float:
         """How far the nail is to go (m)."""
@@ -186,7 +186,8 @@ class AdroitSim(PlannedSim):
         """How far the pen is from where it is held (m), and the cosine between it and its target."""
         env, at = self.env, self.data.site_xpos
         ends = (env.obj_t_site_id, env.obj_b_site_id), (env.tar_t_site_id, env.tar_b_site_id)
-        pen, target = ((way := at[top] - at[bottom]) / np.linalg.norm(way) for top, bottom in ends)
+        axes = (at[top] - at[bottom] for top, bottom in ends)
+        pen, target = (axis / np.linalg.norm(axis) for axis in axes)
         off = np.linalg.norm(self.data.xpos[env.obj_body_id] - at[env.eps_ball_site_id])
         return float(off), float(pen @ target)
 
@@ -206,11 +207,11 @@ class AdroitSim(PlannedSim):
             self._turn_pen()
         mujoco.mj_forward(self.model, data)
 
-    def _slide(self, way: np.ndarray, *joints: str) -> None:
-        """Move what slides along these joints by ``way`` [3] (m), in the world."""
+    def _slide(self, offset: np.ndarray, *joints: str) -> None:
+        """Move what slides along these joints by ``offset`` [3] (m), in the world."""
         for name in joints:
             joint, limits = self.data.joint(name), self.model.joint(name)
-            joint.qpos[0] += way @ joint.xaxis
+            joint.qpos[0] += offset @ joint.xaxis
             if limits.limited[0]:
                 joint.qpos[0] = np.clip(joint.qpos[0], *limits.range)
 
@@ -221,8 +222,8 @@ class AdroitSim(PlannedSim):
         frame = data.xmat[env.obj_body_id].reshape(3, 3)  # not turned yet
         now, wanted = (frame.T @ (data.site(t).xpos - data.site(b).xpos) for t, b in ends)
         turns = np.empty((2, 4))
-        for turn, way in zip(turns, (now, wanted), strict=True):
-            mujoco.mju_quatZ2Vec(turn, way / np.linalg.norm(way))
+        for turn, axis in zip(turns, (now, wanted), strict=True):
+            mujoco.mju_quatZ2Vec(turn, axis / np.linalg.norm(axis))
         mujoco.mju_negQuat(turns[0], turns[0].copy())
         mujoco.mju_mulQuat(both := np.empty(4), turns[1], turns[0])
         mujoco.mju_quat2Mat(matrix := np.empty(9), both)
@@ -235,7 +236,7 @@ class AdroitSim(PlannedSim):
         for axis, angle in zip("xyz", angles, strict=True):
             data.joint(f"OBJR{axis}").qpos[0] = angle
 
-    def still(self, action: np.ndarray) -> np.ndarray:
+    def hold_still(self, action: np.ndarray) -> np.ndarray:
         return np.array(action)  # actions are positions: the same one stands still
 
 

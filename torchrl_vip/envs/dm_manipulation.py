@@ -194,7 +194,7 @@ class ManipulationSim(Simulator):
                 task._bricks[i].set_pose(physics, where + there, pose)
         mujoco.mj_forward(self.model, self.data)
 
-    def still(self, action: np.ndarray) -> np.ndarray:
+    def hold_still(self, action: np.ndarray) -> np.ndarray:
         return np.append(np.zeros(6), action[6:])  # the fingers go on pressing
 
     def displaced(self, full_state: np.ndarray, offset: np.ndarray) -> np.ndarray:

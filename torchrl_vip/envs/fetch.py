@@ -172,7 +172,7 @@ class FetchSim(Simulator):
         self.data.joint("object0:joint").qpos[:3] = self.env.goal
         mujoco.mj_forward(self.model, self.data)
 
-    def still(self, action: np.ndarray) -> np.ndarray:
+    def hold_still(self, action: np.ndarray) -> np.ndarray:
         return np.array([0.0, 0.0, 0.0, action[3]])
 
     def displaced(self, full_state: np.ndarray, offset: np.ndarray) -> np.ndarray:
@@ -237,15 +237,15 @@ class _Push:
 
     def __call__(self, state: np.ndarray, t: int) -> np.ndarray:
         hand, thing, goal = (state[i : i + 3].astype(float) for i in (0, 3, 25))
-        way = np.append((goal - thing)[:2], 0.0)
-        distance = np.linalg.norm(way)
+        direction = np.append((goal - thing)[:2], 0.0)
+        distance = np.linalg.norm(direction)
         if distance < 0.012:
             return np.array([0.0, 0.0, 0.0, CLOSE])
-        way /= distance
-        along = (thing - hand) @ way
-        across = thing - hand - along * way
+        direction /= distance
+        along = (thing - hand) @ direction
+        across = thing - hand - along * direction
         across[2] = 0.0
-        behind = thing - 0.075 * way
+        behind = thing - 0.075 * direction
         if self.phase == "behind":
             away = np.linalg.norm((behind - hand)[:2])
             if away < 0.02:
@@ -260,7 +260,7 @@ class _Push:
             return _toward(hand, np.append(behind[:2], thing[2] + 0.005), 0.5, CLOSE)
         if along < 0.01 or np.linalg.norm(across) > 0.035:
             self.phase = "behind"
-        forward = np.clip(4.0 * distance, 0.12, 0.4) * way
+        forward = np.clip(4.0 * distance, 0.12, 0.4) * direction
         height = np.array([0.0, 0.0, 8.0 * (thing[2] + 0.005 - hand[2])])
         return np.append(forward + 8.0 * across + height, CLOSE)
 

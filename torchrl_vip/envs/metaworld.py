@@ -136,7 +136,7 @@ class MetaWorldSim(Simulator):
 
         return act
 
-    def still(self, action: np.ndarray) -> np.ndarray:
+    def hold_still(self, action: np.ndarray) -> np.ndarray:
         return np.array([0.0, 0.0, 0.0, action[3]])
 
     def displaced(self, full_state: np.ndarray, offset: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import os
 import sys
+import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -243,9 +244,14 @@ class Simulator(ABC):
         """
         raise NotImplementedError(f"nothing tells how {self.task!r} looks when it is solved")
 
-    def still(self, action: np.ndarray) -> np.ndarray:
-        """The action that stands still and holds what ``action`` held."""
+    def hold_still(self, action: np.ndarray) -> np.ndarray:
+        """The action that keeps the hand where it is and holds what ``action`` held."""
         return np.zeros_like(action)
+
+    def still(self, action: np.ndarray) -> np.ndarray:
+        """Old name of :meth:`hold_still`."""
+        warnings.warn("still() is now hold_still()", DeprecationWarning, stacklevel=2)
+        return self.hold_still(action)
 
     def displaced(self, full_state: np.ndarray, offset: np.ndarray) -> np.ndarray:
         """``full_state`` as if the hand were ``offset`` [3] (m) from where it is."""
@@ -416,8 +422,8 @@ def play(
     action = np.zeros(sim.ACTION_SIZE)
     for t in range(steps):
         settled = settle is not None and any(success[: max(0, len(success) - settle)])
-        still = settled or (hold and any(success))
-        action = sim.still(action) if still else act(state, t)
+        resting = settled or (hold and any(success))
+        action = sim.hold_still(action) if resting else act(state, t)
         state, own_reward, solved = sim.step(action)
         success.append(solved)
         reward.append(own_reward)

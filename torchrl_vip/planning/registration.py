@@ -120,8 +120,8 @@ class _Robot:
         robot = root[model.body(sim.ROBOT).id]
         fixed = {model.cam(i).name: root[body] != robot for i, body in enumerate(model.cam_bodyid)}
         if not fixed.get(camera, True):
-            stand = [name for name, still in fixed.items() if still]
-            raise ValueError(f"camera {camera!r} rides on the robot; choose one of {stand}")
+            others = [name for name, is_fixed in fixed.items() if is_fixed]
+            raise ValueError(f"camera {camera!r} rides on the robot; choose one of {others}")
         mine = root[model.jnt_bodyid] == robot
         hinge, slide = model.jnt_type == kind.mjJNT_HINGE, model.jnt_type == kind.mjJNT_SLIDE
         limited = model.jnt_limited.astype(bool)
