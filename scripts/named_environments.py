@@ -74,6 +74,7 @@ def order(name: str) -> int:
 def attempt(task: str) -> str:
     """ "works", or why not."""
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
     for size in (64, None):  # None for those that draw frames of their own size only
         try:
             env = named.make_env(task, seed=0, image_size=size)

@@ -229,6 +229,14 @@ def test_goal_environments_of_gymnasium_robotics(task: str, state: int) -> None:
     assert torch.equal(again["state"], starts[0]["state"])
     assert (again["pixels"].int() - starts[0]["pixels"]).abs().max() < 3
     assert not torch.equal(starts[0]["state"], starts[1]["state"])
+    assert starts[0]["pixels"].float().std() > 20  # an AntMaze can be seen from within a wall
+
+
+def test_without_a_seed_no_two_environments_begin_alike() -> None:
+    envs = [named.make_env("Ant-v5", image_size=16) for _ in range(2)]
+    assert not torch.equal(*(env.reset()["state"] for env in envs))
+    for env in envs:
+        env.close()
 
 
 def test_mujoco_cameras_are_those_of_the_model_whatever_the_constructor_takes() -> None:

@@ -109,9 +109,11 @@ def open_env(
         if seed is not None and "seed" in inspect.signature(creator).parameters:
             kwargs = {**kwargs, "seed": seed}
         env = _construct(spec, kwargs, {})
-        drawn = _mujoco_renderer(env)
-        if drawn is not None:
-            _set_view(drawn, camera, image_size)
+        owner = _mujoco_env(env)
+        if owner is not None:
+            env.reset(seed=0)  # a maze's init_qpos is where its last episode began
+            _set_view(owner, camera, image_size)
+            env.reset(seed=int(np.random.SeedSequence().generate_state(1)[0]))  # unseeded again
         elif camera is not None or image_size is not None:
             env.close()
             env = _construct(spec, kwargs, _view_arguments(camera, image_size))
@@ -260,25 +262,22 @@ class PixelsAndFlat(gymnasium.ObservationWrapper):
 # -- MuJoCo's cameras -------------------------------------------------------------------------------
 
 
-def _mujoco_renderer(env: gymnasium.Env) -> Any:
-    """gymnasium's MujocoRenderer of an environment or, in the mazes, of the one inside it; else None."""
+def _mujoco_env(env: gymnasium.Env) -> Any:
+    """What has gymnasium's MujocoRenderer: the environment or, in the mazes, the one inside it; else None."""
     base = env.unwrapped
     for owner in (base, *vars(base).values()):
-        drawn = (
-            getattr(owner, "mujoco_renderer", None) if isinstance(owner, gymnasium.Env) else None
-        )
-        if drawn is not None:
-            return drawn
+        if isinstance(owner, gymnasium.Env) and getattr(owner, "mujoco_renderer", None) is not None:
+            return owner
     return None
 
 
-def _set_view(drawn: Any, camera: str | int | None, image_size: int | None) -> None:
+def _set_view(owner: Any, camera: str | int | None, image_size: int | None) -> None:
     """Sets camera and size, has the viewer draw in a GL context of its own, see _own_context, and points
-    its free camera at the model as it is written, not at whatever state it was first used in: else no
-    seed repeats a picture."""
+    its free camera at init_qpos, not at whatever state it was first used in: else no seed repeats a
+    picture."""
     import mujoco
 
-    model = drawn.model
+    drawn, model = owner.mujoco_renderer, owner.model
     if camera is not None:
         drawn.camera_id = camera_number(camera, [model.camera(i).name for i in range(model.ncam)])
     if image_size is not None:
@@ -289,6 +288,7 @@ def _set_view(drawn: Any, camera: str | int | None, image_size: int | None) -> N
     close_at_exit(drawn)
     if camera is None:
         data, viewer.data = viewer.data, mujoco.MjData(model)
+        viewer.data.qpos[:] = getattr(owner, "init_qpos", viewer.data.qpos)
         mujoco.mj_forward(model, viewer.data)
         viewer._init_camera()
         viewer.data = data
