@@ -80,7 +80,8 @@ def attempt(task: str) -> str:
             env = named.make_env(task, seed=0, image_size=size)
             break
         except Exception as error:
-            reason = re.sub(r"\s+", " ", str(error).replace(f"'{task}'", "it"))
+            reason = str(error).replace(repr(task), "it")
+            reason = re.sub(r"\s+", " ", re.sub(r" The newest version is .*", "", reason))
     else:
         return reason
     try:
