@@ -1,23 +1,27 @@
 """A goal image becomes a reward: a scripted success against a failure, on a task never trained on.
 
-    python examples/demo.py                       # Meta-World, ten seeds, picture and video
-    python examples/demo.py --video clip.mp4      # the distance curve of your own video
+    python examples/demo.py                                      # Meta-World, ten seeds
+    python examples/demo.py --video clip.mp4 --goal goal.png     # your video, your goal image
+    python examples/demo.py --video clip.mp4                     # its own last frame as the goal
 
-The goal image is the last frame of another episode, with the objects elsewhere.
+The first one writes demo.png and demo.mp4: the goal image is the last frame of another episode, with the
+objects elsewhere. With --video it is a picture of the distance to the goal image along your video.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib
+import terminal
+import figures
 import numpy as np
 import torch
+from figures import Episode
 from tensordict import TensorDict
+from torch import Tensor
 from torchrl.envs import Compose, EnvBase, TransformedEnv
 from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
@@ -29,15 +33,15 @@ from torchrl_vip import (
     goal_distance,
     load_vip,
 )
-from torchrl_vip.data.video import read_frames, write_video
-from torchrl_vip.evaluation.metrics import bumps, voc
+from torchrl_vip.data.video import read_frames
+from torchrl_vip.evaluation.metrics import voc
 from torchrl_vip.goals import read_image
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-
-COLOURS = {"success": "tab:green", "failure": "tab:red"}
 SETTLE = 10  # steps after the success
+KEPT = 128  # frames of a video kept for its picture: a minute of full size does not fit into memory
+
+
+# -- episodes of the simulator ----------------------------------------------------------------------
 
 
 def run_episode(
@@ -58,86 +62,20 @@ def run_episode(
     return torch.stack(transitions)
 
 
-def distances(episode: TensorDict) -> np.ndarray:
-    """Distance to the goal of every frame, ``[T + 1]``, in embedding units."""
-    z = torch.cat([episode["vip_vec"][:1], episode["next", "vip_vec"]])
-    return (z - episode["goal_embedding"][0]).norm(dim=-1).numpy()
-
-
-def frames(episode: TensorDict) -> np.ndarray:
-    """uint8 ``[T + 1, H, W, 3]``."""
-    return torch.cat([episode["pixels"][:1], episode["next", "pixels"]]).numpy()
-
-
-def draw(episodes: dict[str, TensorDict], goal: np.ndarray, title: str, path: Path) -> None:
-    """Frames along the top, distance to the goal and reward below."""
-    columns = 7
-    figure = plt.figure(figsize=(14, 9), layout="constrained")
-    grid = figure.add_gridspec(4, columns + 1, height_ratios=[1, 1, 1.3, 1.0])
-    figure.suptitle(title)
-    axis = figure.add_subplot(grid[:2, 0])
-    axis.imshow(goal)
-    axis.set_title("goal\n(another episode)")
-    axis.axis("off")
-    for row, (name, episode) in enumerate(episodes.items()):
-        images = frames(episode)
-        for column, t in enumerate(np.linspace(0, len(images) - 1, columns).astype(int)):
-            axis = figure.add_subplot(grid[row, column + 1])
-            axis.imshow(images[t])
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.set_title(f"step {t}", fontsize=8)
-            for side in axis.spines.values():
-                side.set_color(COLOURS[name])
-                side.set_linewidth(3)
-    above, below = figure.add_subplot(grid[2, :]), figure.add_subplot(grid[3, :])
-    for name, episode in episodes.items():
-        total = episode["next", "reward"].sum().item()
-        above.plot(distances(episode), color=COLOURS[name], label=f"{name} (return {total:.2f})")
-        below.plot(
-            np.arange(1, len(episode) + 1), episode["next", "reward"].flatten(), color=COLOURS[name]
-        )
-    above.set_ylabel("distance to the goal\n(embedding units)")
-    above.legend()
-    below.set_ylabel("reward of the step")
-    below.set_xlabel("environment step")
-    below.axhline(0, color="grey", linewidth=0.5)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
-
-
-def film(episodes: dict[str, TensorDict], goal: np.ndarray, path: Path, stride: int = 2) -> None:
-    """Success and failure beside the goal, the distance curves growing below."""
-    images = {name: frames(episode) for name, episode in episodes.items()}
-    curves = {name: distances(episode) for name, episode in episodes.items()}
-    figure, axes = plt.subplot_mosaic(
-        [["goal", *images], ["curve"] * 3],
-        figsize=(7.5, 5),
-        height_ratios=[1.3, 1],
-        layout="constrained",
+def as_shown(td: TensorDict) -> Episode:
+    """What the pictures need of an episode ``[T]``."""
+    z = torch.cat([td["vip_vec"][:1], td["next", "vip_vec"]])
+    success = td["next", "success"].flatten()
+    return Episode(
+        frames=torch.cat([td["pixels"][:1], td["next", "pixels"]]).numpy(),
+        distances=goal_distance(z, td["goal_embedding"][0]).numpy(),
+        rewards=td["next", "reward"].flatten().numpy(),
+        solved=int(success.nonzero()[0]) + 1 if success.any() else None,
     )
-    axes["goal"].imshow(goal)
-    shown = {name: axes[name].imshow(images[name][0]) for name in images}
-    for name in ("goal", *images):
-        axes[name].set_title(name)
-        axes[name].axis("off")
-    lines = {n: axes["curve"].plot(c, color=COLOURS[n], label=n)[0] for n, c in curves.items()}
-    axes["curve"].set_ylabel("distance to the goal")
-    axes["curve"].set_xlabel("environment step")
-    axes["curve"].legend(loc="lower left")
-    film_frames = []
-    for t in range(0, max(map(len, curves.values())), stride):
-        for name, line in lines.items():
-            line.set_data(np.arange(t + 1)[: len(curves[name])], curves[name][: t + 1])
-            shown[name].set_data(images[name][min(t, len(images[name]) - 1)])
-        figure.canvas.draw()
-        film_frames.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
-    plt.close(figure)
-    write_video(path, np.stack(film_frames), fps=15)
 
 
-def simulated(args: argparse.Namespace) -> None:
-    """Successes against failures in Meta-World, in the environment with both transforms."""
+def play(args: argparse.Namespace) -> tuple[list[dict[str, Episode]], np.ndarray]:
+    """A success and a failure from the same start for every seed, and the goal image."""
     # Here, as a video needs no simulator
     from torchrl_vip.demonstrations.render import failing
     from torchrl_vip.envs import metaworld
@@ -148,86 +86,147 @@ def simulated(args: argparse.Namespace) -> None:
     goal = metaworld.goal_image(args.task, seed=100_000 + args.seed, image_size=args.image_size)
     env = TransformedEnv(base, Compose(VIPTransform(args.encoder, del_keys=False)))
     env.append_transform(VIPRewardTransform(goal=goal, scale="auto"))
-    held_out = " (never trained on)" if args.task in metaworld.HELD_OUT_TASKS else ""
-    print(f"{args.task}{held_out}, {args.seeds} seeds, goal image from another episode")
-    results = []
+    pairs = []
     for seed in tqdm(range(args.seed, args.seed + args.seeds), desc="seeds", unit="seed"):
-        pair = {}
         # The same object and target positions for both; other ones for every seed.
         env.set_seed(seed)
-        pair["success"] = run_episode(env, base.sim.script(), args.steps, SETTLE)
+        success = run_episode(env, base.sim.script(), args.steps, SETTLE)
         env.set_seed(seed)
         rng = np.random.default_rng(seed)
-        act = failing(base.sim, "stops" if seed % 2 else "misses", len(pair["success"]), rng)
-        pair["failure"] = run_episode(env, act, len(pair["success"]), None)
-        results.append(pair)
+        act = failing(base.sim, "stops" if seed % 2 else "misses", len(success), rng)
+        failure = run_episode(env, act, len(success), None)
+        pairs.append({"success": as_shown(success), "failure": as_shown(failure)})
     env.close()
+    return pairs, goal
 
-    print("\n seed  success: solved  return  order | failure: solved  return  order")
-    margins = []
-    for seed, pair in enumerate(results, args.seed):
-        row = []
+
+def print_table(pairs: list[dict[str, Episode]], first_seed: int) -> None:
+    print("\n               success                failure")
+    print("seed   solved  return  order   solved  return  order")
+    for seed, pair in enumerate(pairs, first_seed):
+        row = f"{seed:4d}"
         for episode in pair.values():
-            solved = bool(episode["next", "success"].any())
-            row += [solved, episode["next", "reward"].sum().item(), voc(distances(episode))]
-        margins.append(row[1] - row[4])
-        print(
-            f"{seed:5d} {row[0]!s:>16} {row[1]:7.2f} {row[2]:6.2f} | {row[3]!s:>15} "
-            f"{row[4]:7.2f} {row[5]:6.2f}"
-        )
-    clean = [
-        m
-        for m, pair in zip(margins, results, strict=True)
-        if pair["success"]["next", "success"].any() and not pair["failure"]["next", "success"].any()
-    ]
+            solved = "no" if episode.solved is None else "yes"
+            row += f"   {solved:>6}  {episode.rewards.sum():6.2f}  {voc(episode.distances):5.2f}"
+        print(row)
     print(
-        f"\nthe success out-returned the failure in {sum(m > 0 for m in clean)} of {len(clean)} seeds"
+        "\nsolved: whether the simulator says so; the reward never saw it.\n"
+        "return: sum of the rewards. A reward is how much nearer to the goal image a step came, in\n"
+        "        parts of what a clip covers to its own last frame; another episode's is not as near.\n"
+        "order:  rank correlation of time with minus the distance to the goal image, 1 is best."
     )
-    if len(clean) < len(results):
-        print(
-            f"({len(results) - len(clean)} seeds left out: the script failed, or the failure solved it)"
-        )
-    print("order: rank correlation of time with minus the distance to the goal, 1 is best")
+
+
+def simulated(args: argparse.Namespace) -> None:
+    """Successes against failures in Meta-World, in the environment with both transforms."""
+    from torchrl_vip.envs import metaworld
+
+    held_out = ", never trained on" if args.task in metaworld.HELD_OUT_TASKS else ""
+    print(f"{args.task}{held_out}: {args.seeds} seeds, goal image from another episode")
+    pairs, goal = play(args)
+    print_table(pairs, args.seed)
+    margins = np.array([p["success"].rewards.sum() - p["failure"].rewards.sum() for p in pairs])
+    clean = np.array(
+        [p["success"].solved is not None and p["failure"].solved is None for p in pairs]
+    )
+    won = f"{(margins[clean] > 0).sum()} of {clean.sum()} seeds"
+    print(f"\nThe success out-returned the failure in {won}.")
+    if not clean.all():
+        print(f"({(~clean).sum()} left out: the script failed, or the failure solved the task)")
 
     median = int(np.argsort(margins)[len(margins) // 2])
-    title = f"{args.task}{held_out}, seed {args.seed + median} (median margin)"
-    draw(results[median], goal, title, args.out / "demo.png")
-    film(results[median], goal, args.out / "demo.mp4")
+    pair, seed = pairs[median], args.seed + median
+    title = f"Success against failure in the eyes of one goal image: {args.task}{held_out}"
+    totals = {name: f"{episode.rewards.sum():.2f}" for name, episode in pair.items()}
+    sentences = [
+        "Both episodes have the same start. Each step is rewarded by how much nearer it came to the "
+        "goal image, the end of another episode with the objects elsewhere.",
+        f"The rewards of the success add up to {totals['success']}, those of the failure to "
+        f"{totals['failure']} (seed {seed}, the median margin). "
+        f"The success had the higher sum in {won}.",
+    ]
+    figures.draw_episodes(pair, goal, args.out / "demo.png", title=title, sentences=sentences)
+    title = f"{args.task}{held_out}: distance to one goal image"
+    figures.film_episodes(pair, goal, args.out / "demo.mp4", title=title)
     print(f"\nwrote {args.out / 'demo.png'} and {args.out / 'demo.mp4'}")
 
 
-def filmed(args: argparse.Namespace) -> None:
-    """Distance and reward along a video, towards its own last frame or a given goal image."""
-    encoder = FrozenEncoder(load_vip(args.encoder))
-    z_goal = encoder(read_image(args.goal)) if args.goal else None
-    z, images = [], []  # small ones: a minute of full size does not fit into memory
-    for frame in tqdm(read_frames(args.video), desc="frames", unit="frame"):
+# -- a video ----------------------------------------------------------------------------------------
+
+
+def look_through(video: str, encoder: FrozenEncoder) -> tuple[Tensor, dict[int, np.ndarray]]:
+    """Embeddings ``[T, D]`` of all frames, and at most KEPT + 1 small images by their numbers, first
+    and last included.
+
+    Raises:
+        ValueError: no video of two or more frames.
+    """
+    z, kept, stride = [], {}, 1
+    for number, frame in enumerate(tqdm(read_frames(video), desc="frames", unit="frame")):
         z.append(encoder(frame))
-        images.append(resize(frame, [min(200, *frame.shape[1:])], antialias=True))
-    if len(images) < 2:
-        raise ValueError(f"{args.video}: {len(images)} frame(s); wanted a video of two or more.")
-    curve = goal_distance(torch.stack(z), z[-1] if z_goal is None else z_goal).numpy()
-    goal = "given goal" if args.goal else "own last frame"
-    print(
-        f"{args.video}: {len(images)} frames, {goal}: order {voc(curve):.2f}, bumps {bumps(curve):.2f}"
-    )
+        if number % stride == 0:
+            kept[number] = small(frame)
+        if len(kept) > KEPT:
+            stride *= 2
+            kept = {n: image for n, image in kept.items() if n % stride == 0}
+    if len(z) < 2:
+        raise ValueError(f"{video}: {len(z)} frame(s); wanted a video of two or more.")
+    kept[len(z) - 1] = small(frame)
+    return torch.stack(z), kept
+
+
+def small(frame: Tensor) -> np.ndarray:
+    """uint8 ``[3, H, W]`` as an image ``[H, W, 3]``, its longer side at most 400 pixels."""
+    scale = min(1.0, 400 / max(frame.shape[1:]))
+    size = [max(1, round(side * scale)) for side in frame.shape[1:]]
+    return resize(frame, size, antialias=True).permute(1, 2, 0).numpy()
+
+
+def frame_rate(video: str) -> float | None:
+    """Frames a second of a video file; None of a folder of frames, or where the file does not say."""
+    if Path(video).is_dir():
+        return None
+    import av
+
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        rate = stream.average_rate or stream.guessed_rate
+    return float(rate) if rate else None
+
+
+def filmed(args: argparse.Namespace) -> None:
+    """Distance along a video, towards its own last frame or a given goal image."""
+    encoder = FrozenEncoder(load_vip(args.encoder))
+    picture = read_image(args.goal) if args.goal else None  # before the minutes of a long video
+    z, images = look_through(args.video, encoder)
+    z_goal = z[-1] if picture is None else encoder(picture)
+    distance = goal_distance(z, z_goal).numpy()
+
+    name = Path(args.video).resolve().name
+    goal_name = Path(args.goal).name if args.goal else "its own last frame"
+    sentences = [
+        figures.order_sentence(distance),
+        figures.way_sentence(distance),
+        figures.steps_sentence(distance),
+    ]
     if not args.goal:
-        print("(against its own last frame even raw pixels order a clip well: see the model card)")
-    columns = 8
-    figure = plt.figure(figsize=(14, 6), layout="constrained")
-    grid = figure.add_gridspec(2, columns, height_ratios=[1, 1.6])
-    for column, t in enumerate(np.linspace(0, len(images) - 1, columns).astype(int)):
-        axis = figure.add_subplot(grid[0, column])
-        axis.imshow(images[t].permute(1, 2, 0))
-        axis.set_title(f"frame {t}", fontsize=8)
-        axis.axis("off")
-    axis = figure.add_subplot(grid[1, :])
-    axis.plot(curve, color="tab:blue")
-    axis.set_xlabel("frame")
-    axis.set_ylabel(f"distance to the {goal}\n(embedding units)")
-    path = args.out / f"{Path(args.video).stem}.png"
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+        sentences.append(
+            "Against its own last frame almost any embedding orders a clip well, even raw pixels: "
+            "--goal with the end of another episode says more."
+        )
+    print(f"{name}: {len(z)} frames, goal image: {goal_name}")
+    print("\n".join(sentences))
+    path = args.out / f"{Path(args.video).resolve().stem}.png"
+    figures.draw_video(
+        images,
+        distance,
+        images[len(z) - 1] if picture is None else small(picture.permute(2, 0, 1)),
+        path,
+        title=f"How far is {name} from {f'the goal image {goal_name}' if args.goal else goal_name}?",
+        goal_name=goal_name,
+        sentences=sentences,
+        rate=frame_rate(args.video),
+    )
     print(f"wrote {path}")
 
 
@@ -257,12 +256,15 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.goal and not args.video:
         parser.error("--goal goes with --video")
-    args.out.mkdir(parents=True, exist_ok=True)
+    for name in ("seeds", "steps", "image_size"):
+        if (value := getattr(args, name)) < 1:
+            parser.error(f"--{name.replace('_', '-')} {value}: wanted 1 or more")
+    terminal.make_folder(args.out)
     start = time.time()
     try:
         filmed(args) if args.video else simulated(args)
-    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        terminal.fail(error)
     print(f"{time.time() - start:.0f} s")
 
 
