@@ -19,7 +19,8 @@ class VIPReward:
     Args:
         goal: an image, a path, an embedding ``[D]`` or a list of these.
         encoder: see :class:`VIPTransform`; None is the bundled default.
-        form, scale, gamma, threshold, goal_reduction: see :class:`VIPRewardTransform`.
+        form, scale, gamma, threshold, goal_reduction: see :class:`VIPRewardTransform`. ``scale="auto"``
+            is calibrated on clips against their own last frame, ``"auto-other"`` against other episodes'.
         **options: further options of :class:`VIPTransform`, such as ``dtype`` or ``compile``.
 
     Raises:

@@ -76,8 +76,11 @@ class VIPRewardTransform(Transform):
             ours under ``vip_reward_key``.
         vip_reward_key: for ``mode="keep"``; by default "vip_reward" beside the reward.
         form: see :func:`torchrl_vip.goal_reward`.
-        scale: factor on the reward; ``"auto"`` is the checkpoint's ``reward_scale``, with which a
-            typical success returns about 1 (divided by √K for K cameras joined in one embedding).
+        scale: factor on the reward. ``"auto"`` is the checkpoint's ``reward_scale``, calibrated so that
+            a clip returns about 1 against its own last frame. Against the goal image of another episode
+            it returns less: that goal is not as far from the start. ``"auto-other"`` is
+            ``reward_scale_other``, calibrated against the ends of other episodes of the same scene; a
+            checkpoint without it raises. Both are divided by √K for K cameras joined in one embedding.
         gamma: discount of ``form="potential"``.
         threshold: of ``form="sparse"``, in the distance's units; None is the checkpoint's
             ``success_threshold`` (times √K).
