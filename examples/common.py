@@ -19,8 +19,13 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
+from terminal import fail
+
 # Without it OpenMP's idle threads spin on the cores that the renderer needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Processes that this one starts say no more than it does itself, at Ctrl-C either.
+os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker,ignore:init_random_frames")
 
 import numpy as np
 import torch
@@ -187,6 +192,8 @@ def parse(config: type[Config], description: str, smoke: Mapping[str, Any]) -> A
         parser.error(f"--camera {cfg.camera}: wanted different ones")
     if not cfg.processes and (cfg.overlap or cfg.collector != "process"):
         parser.error("--collector and --overlap are for workers: --processes says how many")
+    if cfg.collector == "ray":
+        check_ray()
     if cfg.image_size % 2:
         parser.error(f"--image-size {cfg.image_size}: the videos want an even number")
     torch.set_num_threads(cfg.threads)
@@ -194,10 +201,19 @@ def parse(config: type[Config], description: str, smoke: Mapping[str, Any]) -> A
     return cfg
 
 
+def check_ray() -> None:
+    """End with the install command where Ray cannot be imported."""
+    try:
+        import ray  # noqa: F401
+    except ImportError as error:
+        fail(f'--collector ray: Ray cannot be imported ({error}): pip install "torchrl-vip[ray]"')
+
+
 # -- environment ------------------------------------------------------------------------------------
 
-# Factors that bring each reward to the order of .1 to 1 a step: a typical success returns 1 in VIP
-# reward with scale="auto", and up to 10 a step in the suites' dense rewards.
+# Factors that bring each reward to the order of .1 to 1 a step. VIP's with scale="auto" adds up to about
+# 1 on the way to the episode's own end, and to less for a goal image of another episode; the suites'
+# dense rewards are up to 10 a step.
 REWARD_SCALES = {"vip": 10.0, "sparse": 1.0, "dense": 0.1}
 
 EVALUATION_SEED = 2**40  # and following ones; training starts from smaller ones
@@ -211,8 +227,8 @@ def training_seed(cfg: Config, worker: int, step: int) -> int:
 class TrainingReward(Transform):
     """The reward to learn from as "reward" ``[*B, 1]``; the environment's own as "dense_reward".
 
-    Stands behind a ``VIPRewardTransform(mode="keep")`` by which a success returns about 1. "sparse" is 1
-    where "success".
+    Stands behind a ``VIPRewardTransform(mode="keep")`` as :func:`vip_reward` makes it. "sparse" is 1 where
+    "success".
 
     Args:
         choice: names in REWARD_SCALES, joined by "+": their weighted sum.
@@ -247,8 +263,9 @@ class TrainingReward(Transform):
 def vip_reward(
     cfg: Config, statistics: TensorDict | None, goal: list[np.ndarray | dict] | None = None
 ) -> VIPRewardTransform:
-    """The "vip_reward" ``[*B, 1]`` by which a success returns about 1. Of several cameras each has its
-    share in that, by :func:`input_statistics`."""
+    """The "vip_reward" ``[*B, 1]``. It adds up to about 1 from an episode's start to its own solved state
+    (--goals 0), and to less for a goal image of another episode. Of several cameras each has its share in
+    that, by :func:`input_statistics`."""
     if statistics is None or len(cfg.frame_keys) == 1:
         return VIPRewardTransform(goal=goal, mode="keep", scale="auto")
     weights = statistics["camera_weights"]

@@ -168,7 +168,11 @@ def main() -> None:
     cfg = common.parse(DrQConfig, __doc__, SMOKE)
     if cfg.observation == "pixels" and len(cfg.frame_keys) > 1:
         sys.exit(f"error: --camera {cfg.camera} wants --observation embedding: pixels are of one")
-    run = Run(cfg)
+    with Run(cfg) as run:
+        train(cfg, run)
+
+
+def train(cfg: DrQConfig, run: Run) -> None:
     goal = common.goal_images(cfg, cfg.goals) or None
     make = partial(make_env, cfg=cfg, goal=goal)
     statistics = run.statistics
@@ -244,7 +248,7 @@ def main() -> None:
 
     # -- loop ---------------------------------------------------------------------------------------
     collector = workers.make_collector(cfg, make, TensorDictSequential(policy, noise), run.step)
-    for batch in workers.batches(collector):
+    for batch in workers.batches(collector, cfg, run.step):
         buffer.extend(batch.select(*stored))
         steps = run.advance(len(batch))
         noise.step(steps)
@@ -259,7 +263,6 @@ def main() -> None:
         if run.due(cfg.checkpoint_every):
             run.save(statistics=statistics, **parts)
     collector.shutdown()
-    run.close()
 
 
 if __name__ == "__main__":

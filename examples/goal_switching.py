@@ -130,7 +130,11 @@ def hindsight_reward(
 
 def main() -> None:
     cfg = common.parse(GoalConfig, __doc__, SMOKE)
-    run = Run(cfg)
+    with Run(cfg) as run:
+        train(cfg, run)
+
+
+def train(cfg: GoalConfig, run: Run) -> None:
     make = partial(make_env, cfg=cfg)
     statistics = run.statistics
     if statistics is None:
@@ -215,7 +219,7 @@ def main() -> None:
 
     # -- loop ---------------------------------------------------------------------------------------
     collector = workers.make_collector(cfg, make, actor, run.step)
-    for batch in workers.batches(collector):
+    for batch in workers.batches(collector, cfg, run.step):
         buffer.extend(batch.select(*STORED))
         steps = run.advance(len(batch))
         losses = {}
@@ -231,7 +235,6 @@ def main() -> None:
         if run.due(cfg.checkpoint_every):
             run.save(statistics=statistics, **parts)
     collector.shutdown()
-    run.close()
 
 
 if __name__ == "__main__":

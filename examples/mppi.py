@@ -28,6 +28,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from terminal import deaf_to_ctrl_c, make_folder
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads would take the workers' cores
 
 import matplotlib
@@ -104,6 +106,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    make_folder(args.out)
     suite = load_suite(args.suite)
     cameras = (args.camera or suite.SIMULATOR.CAMERA).split("+")
     shown = cameras[0]
@@ -187,10 +190,9 @@ def main() -> None:
     )
     frames, film_of, solved = [sim.look(cameras)], [sim.look([shown])[0]], []
     make_sim = partial(suite.SIMULATOR, args.task, **options)
-    with (
-        Rollouts(make_sim, look, processes=args.processes) as rollouts,
-        tqdm(total=args.steps, unit="action") as bar,
-    ):
+    with deaf_to_ctrl_c():
+        rollouts = Rollouts(make_sim, look, processes=args.processes)
+    with rollouts, tqdm(total=args.steps, unit="action") as bar:
         for _ in range(args.steps):
             state = sim.get_state()
             action = planner.plan(
@@ -215,7 +217,6 @@ def main() -> None:
         f"{args.task}: {'solved' if solved[-1] else 'not solved'} after {len(solved)} actions; "
         f"distance {curve[0]:.2f} -> {curve[-1]:.2f}"
     )
-    args.out.mkdir(parents=True, exist_ok=True)
     if hidden is not None:
         picture[hidden] = picture[hidden] // 2 + np.array([0, 0, 127], np.uint8)  # not compared
     draw(film_of, picture, curve, args.out / f"{args.task}.png")

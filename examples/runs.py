@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import sys
 import time
@@ -12,8 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import terminal
 import numpy as np
 import torch
+import workers
 from common import CHANGEABLE, EVALUATION_SEED, Config
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -120,7 +123,27 @@ class Run:
         self._bar = tqdm(total=cfg.steps, initial=self.step, unit="step", smoothing=0.05)
         self._shown: dict[str, str] = {}
         self._last = self.step
+        self._saved = self.step if cfg.resume else None
         self._clock = time.time()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Close; an interruption, and the death of a Ray worker, end in a line that says how to go on."""
+        self.close()
+        if isinstance(error, KeyboardInterrupt):
+            interruption = KeyboardInterrupt(self._how_to_go_on())
+            if multiprocessing.active_children():  # a collector would wait for them
+                terminal.end_for(interruption)
+            raise interruption from None
+        if death := workers.death_on_ray(error):
+            terminal.fail(f"{death}; {self._how_to_go_on()}")
+
+    def _how_to_go_on(self) -> str:
+        if self._saved is None:
+            return f"no checkpoint was written yet (--checkpoint-every {self.cfg.checkpoint_every})"
+        return f"--resume continues from the last checkpoint, step {self._saved}"
 
     def _clear(self) -> None:
         """Delete the logs of a run that left no checkpoint, as loggers append; of nothing else."""
@@ -202,6 +225,7 @@ class Run:
             "statistics": statistics.to_dict(),
         }
         write_whole(self._checkpoint, partial(torch.save, state))
+        self._saved = self.step
 
     @property
     def statistics(self) -> TensorDict | None:
@@ -263,3 +287,4 @@ class Run:
 
     def close(self) -> None:
         self._bar.close()
+        self._loggers[-1].experiment.close()  # TensorBoard keeps its last lines in memory

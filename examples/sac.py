@@ -120,7 +120,11 @@ class ToGoal(Transform):
 
 def main() -> None:
     cfg = common.parse(SACConfig, __doc__, SMOKE)
-    run = Run(cfg)
+    with Run(cfg) as run:
+        train(cfg, run)
+
+
+def train(cfg: SACConfig, run: Run) -> None:
     goal = common.goal_images(cfg, cfg.goals) or None
     make = partial(make_env, cfg=cfg, goal=goal)
     statistics = run.statistics
@@ -193,7 +197,7 @@ def main() -> None:
 
     # -- loop ---------------------------------------------------------------------------------------
     collector = workers.make_collector(cfg, make, actor, run.step)
-    for batch in workers.batches(collector):
+    for batch in workers.batches(collector, cfg, run.step):
         buffer.extend(batch.select(*STORED))
         steps = run.advance(len(batch))
         losses = {}
@@ -209,7 +213,6 @@ def main() -> None:
         if run.due(cfg.checkpoint_every):
             run.save(statistics=statistics, **parts)
     collector.shutdown()
-    run.close()
 
 
 if __name__ == "__main__":
