@@ -222,21 +222,68 @@ def test_the_average_of_the_actor_is_evaluated(stays, is_actor, tmp_path, monkey
 def test_smoke(script, flags, resumed, tmp_path, run_here):
     out = tmp_path / "run"
     run_here(script, out, *flags)
-    assert steps_logged(out)[-1] >= 36
+    assert steps_logged(out)[-1] == 36
     if resumed:
         run_here(script, out, *flags, "--resume", "--steps", "60")
         assert steps_logged(out)[-2:] == [48, 60]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "flags", [("--processes", "2", "--collector", "distributed"), ("--compile",)]
-)
-def test_smoke_in_a_process_of_its_own(flags, tmp_path):
-    out = tmp_path / "run"
-    result = run("sac", out, *flags)
+def test_smoke_on_a_node_of_ray(tmp_path):
+    pytest.importorskip("ray", reason='Ray is absent: pip install "torchrl-vip[ray]"')
+    result = run("sac", tmp_path / "run", "--processes", "2", "--collector", "ray")
     assert result.returncode == 0, result.stderr
-    assert steps_logged(out)[-1] >= 36
+    assert steps_logged(tmp_path / "run") == [24, 36]
+    assert len((result.stdout + result.stderr).splitlines()) <= 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_ctrl_c_is_a_line_that_says_how_to_go_on(workers, tmp_path):
+    flags = ["--processes", workers, "--steps", "1000000", "--eval-every", "1000000"]
+    process = subprocess.Popen(
+        command("sac", tmp_path, *flags),
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    rows = tmp_path / "csv/scalars/train/return.csv"
+    try:
+        deadline = time.time() + 180
+        while not (rows.exists() and rows.read_text().count("\n") >= 3):
+            assert process.poll() is None and time.time() < deadline
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    shown = [line for line in errors.splitlines() if line.strip() and "step/s" not in line]
+    (line,) = shown
+    assert re.fullmatch(
+        r"stopped by Ctrl-C: --resume continues from the last checkpoint, step \d+", line
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script, flags, resumed",
+    [
+        ("sac", ("--processes", "2", "--collector", "distributed"), False),
+        ("goal_switching", ("--processes", "2"), True),
+        ("sac", ("--compile",), False),
+    ],
+)
+def test_smoke_in_a_process_of_its_own(script, flags, resumed, tmp_path):
+    out = tmp_path / "run"
+    result = run(script, out, *flags)
+    assert result.returncode == 0, result.stderr
+    assert steps_logged(out)[-1] == 36
+    if resumed:
+        result = run(script, out, *flags, "--resume", "--steps", "60")
+        assert result.returncode == 0, result.stderr
+        assert steps_logged(out)[-2:] == [36, 60]
 
 
 @pytest.mark.slow
@@ -323,6 +370,76 @@ def test_the_cause_is_named_and_not_those_that_torchrl_terminates_for_it():
     )
     assert "worker 1" in workers._death([worker(0), worker(-15)])  # nothing else to blame
     assert workers._death([worker(None), worker(0)]) is None
+
+
+def whole_episodes(count: int, length: int) -> TensorDict:
+    """``[count, length]``, as workers bring them."""
+    ends = torch.zeros(count, length, 1, dtype=torch.bool)
+    ends[:, -1] = True
+    rows = {"x": torch.arange(count * length).view(count, length)}
+    rows["next"] = {"done": ends, "truncated": ends.clone()}
+    return TensorDict(rows, [count, length])
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(48, 12), (36, 6), (40, 8), (24, None), (37, 7)])
+def test_several_workers_do_exactly_the_steps_of_a_run(steps, kept):
+    cfg = sac.SACConfig(steps=steps, frame_skip=2)
+    batches = list(workers.batches(map(whole_episodes, [2, 2], [6, 6]), cfg, 0))
+    assert [len(batch) for batch in batches] == ([12] if kept is None else [12, kept])
+    last = batches[-1]
+    assert last["x"].tolist() == list(range(kept or 12))  # in a row
+    for key in ("done", "truncated"):
+        assert last["next", key][-1].all()  # who continues the run begins another episode
+    if kept == 8:
+        assert last["next", "done"].squeeze(-1).nonzero().flatten().tolist() == [5, 7]
+
+
+def test_without_ray_a_line_has_the_install_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # its import fails
+    flags = ["--collector", "ray", "--processes", "2", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["sac.py", *flags])
+    with pytest.raises(SystemExit) as ended:
+        sac.main()
+    assert re.fullmatch(
+        r'error: --collector ray: .*pip install "torchrl-vip\[ray\]"', ended.value.code
+    )
+    assert not (tmp_path / "run").exists()
+
+
+class RayError(Exception):
+    """As in ray.exceptions, which need not be there."""
+
+
+class RayTaskError(RayError):
+    pass
+
+
+def test_a_ray_worker_that_died_is_a_line_that_says_how_to_go_on(tmp_path, monkeypatch):
+    exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(exceptions=exceptions))
+    death = RayError(
+        "The actor died unexpectedly before finishing this task.\n\tclass_name: Collector\n\tpid: 77\n"
+        "\tip: 10.0.0.1\nThe actor is dead because its worker process has died. Worker exit type: "
+        "SYSTEM_ERROR Worker exit detail: it was killed."
+    )
+    with pytest.raises(SystemExit) as ended, runs.Run(sac.SACConfig(out=str(tmp_path))) as run:
+        raise death
+    line = ended.value.code
+    assert "\n" not in line and "a Ray worker died (pid 77, ip 10.0.0.1" in line
+    assert "no checkpoint was written yet" in line
+    with pytest.raises(SystemExit) as ended, runs.Run(sac.SACConfig(out=str(tmp_path))) as run:
+        run._saved = 24
+        raise death
+    assert "--resume continues from the last checkpoint, step 24" in ended.value.code
+    # what a worker's own code raised has its traceback
+    for own in (RayTaskError("zero"), RayError("an error raised in its creation task"), OSError()):
+        assert workers.death_on_ray(own) is None
+
+
+def test_an_interruption_says_how_to_go_on(tmp_path):
+    with pytest.raises(KeyboardInterrupt, match="no checkpoint was written yet"):
+        with runs.Run(sac.SACConfig(out=str(tmp_path))):
+            raise KeyboardInterrupt
 
 
 def test_a_run_is_not_overwritten(tmp_path):
