@@ -3,7 +3,7 @@
 The published objective never draws the goal itself as current state, and has its negatives in a
 log-mean-exp of their own: scaling the embedding up always pays, its norm grows as long as one trains.
 A tenth of self-transitions bounds the first log-mean-exp from below, and the negatives inside of it
-(negatives="paper", the default) bound all. A small network on small real frames, so that tens of
+(negatives="joint", the default) bound all. A small network on small real frames, so that tens of
 thousands of steps take minutes; no penalties, which would hide what the objective itself wants; and a
 short horizon, as the bound takes hold at distances of a few 1 / (1 - gamma), which a small network
 reaches late for .98.
@@ -38,9 +38,9 @@ from torchrl_vip.functional import resize_size
 ROOT = Path(__file__).parent
 SIDE = 16
 VARIANTS = {
-    "published: no self-transitions": {"self_transition": 0.0, "negatives": "code"},
-    "a tenth of self-transitions": {"self_transition": 0.1, "negatives": "code"},
-    "default: and negatives inside": {"self_transition": 0.1, "negatives": "paper"},
+    "published: no self-transitions": {"self_transition": 0.0, "negatives": "separate"},
+    "a tenth of self-transitions": {"self_transition": 0.1, "negatives": "separate"},
+    "default: and negatives inside": {"self_transition": 0.1, "negatives": "joint"},
 }
 
 

@@ -228,7 +228,7 @@ def test_the_sign_of_the_exponent_is_the_one_that_learns():
 def test_the_papers_negatives_are_inside_the_first_log_mean_exp():
     z = embeddings(5, 3)
     loss, _ = vip_loss(
-        *z, num_negatives=2, negatives="paper", generator=torch.Generator().manual_seed(3)
+        *z, num_negatives=2, negatives="joint", generator=torch.Generator().manual_seed(3)
     )
     generator = torch.Generator().manual_seed(3)
     permutations = [torch.arange(5)] + [torch.randperm(5, generator=generator) for _ in range(2)]
@@ -245,14 +245,32 @@ def test_self_transitions_and_joint_negatives_bound_the_loss_from_below():
     z_t[0] = z_goal[0]  # a self-transition among eight samples
     reward = torch.tensor([0.0] + [-1.0] * 7, dtype=z_0.dtype)
     far = {}
-    for negatives in ("code", "paper"):
+    for negatives in ("separate", "joint"):
         generator = torch.Generator().manual_seed(1)
         z = [1e6 * x for x in (z_goal, z_t, z_t, z_goal)]  # neighbouring frames, o_0 at the goal
         far[negatives], _ = vip_loss(
             *z, reward=reward, num_negatives=3, negatives=negatives, generator=generator
         )
-    assert far["code"] < -1_000
-    assert far["paper"] >= math.log(1 / 32)  # exp(0) of one sample among 8 and 24 negatives
+    assert far["separate"] < -1_000
+    assert far["joint"] >= math.log(1 / 32)  # exp(0) of one sample among 8 and 24 negatives
+
+
+@pytest.mark.parametrize("old, new", [("paper", "joint"), ("code", "separate")])
+def test_an_old_name_of_the_negatives_still_works_and_says_the_new_one(old: str, new: str):
+    z = embeddings(5, 3)
+    losses = []
+    for name in (old, new):
+        generator = torch.Generator().manual_seed(3)
+        options = {"num_negatives": 2, "negatives": name, "generator": generator}
+        if name == new:
+            losses.append(vip_loss(*z, **options)[0])
+            continue
+        with pytest.warns(DeprecationWarning, match=f"write negatives='{new}'"):
+            losses.append(vip_loss(*z, **options)[0])
+    assert torch.equal(*losses)
+    with pytest.warns(DeprecationWarning, match=f"write negatives='{new}'"):
+        objective = VIPLoss(torch.nn.Identity(), negatives=old)
+    assert objective.negatives == new
 
 
 def test_clamped_distances_bound_the_loss_from_below():

@@ -11,6 +11,7 @@ Pre-Training", ICLR 2023, arXiv 2210.00030.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -285,6 +286,25 @@ def log_mean_exp(x: Tensor) -> Tensor:
     return torch.logsumexp(x.flatten(), 0) - math.log(x.numel())
 
 
+OLD_NEGATIVES = {"code": "separate", "paper": "joint"}
+
+
+def renamed_negatives(negatives: str) -> str:
+    """``"joint"`` or ``"separate"``; an old name is translated, with a deprecation warning.
+
+    Raises:
+        ValueError: neither.
+    """
+    if negatives in OLD_NEGATIVES:
+        new = OLD_NEGATIVES[negatives]
+        message = f"negatives={negatives!r} is deprecated: write negatives={new!r}."
+        warnings.warn(message, DeprecationWarning, stacklevel=3)
+        return new
+    if negatives not in ("joint", "separate"):
+        raise ValueError(f"negatives is {negatives!r}; wanted 'joint' or 'separate'.")
+    return negatives
+
+
 def vip_loss(
     z_0: Tensor,
     z_t: Tensor,
@@ -294,7 +314,7 @@ def vip_loss(
     reward: float | Tensor = -1.0,
     gamma: float = 0.98,
     num_negatives: int = 0,
-    negatives: str = "code",
+    negatives: str = "separate",
     clamp: bool = False,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -316,7 +336,8 @@ def vip_loss(
         reward: r, a number or ``[B]``: -1 each step, 0 where o_t is the goal.
         gamma: discount in (0, 1).
         num_negatives: permutations of the batch; the official trainer takes 3.
-        negatives: ``"code"`` for a term of their own, ``"paper"`` for one with the others.
+        negatives: ``"separate"`` for a term of their own, ``"joint"`` for one with the others; once
+            called "code" and "paper".
         clamp: cut distances at 1 / (1 - gamma), as a step costs 1 and no goal is further than
             forever; with it the loss is bounded below.
         generator: CPU generator that draws the permutations.
@@ -329,8 +350,7 @@ def vip_loss(
         ValueError: the shapes differ, are not ``[B, D]``, or B is 0; a reward of another shape; an
             unknown ``negatives``.
     """
-    if negatives not in ("code", "paper"):
-        raise ValueError(f"negatives is {negatives!r}; wanted 'code' or 'paper'.")
+    negatives = renamed_negatives(negatives)
     shapes = {
         "z_0": tuple(z_0.shape),
         "z_t": tuple(z_t.shape),
@@ -369,7 +389,7 @@ def vip_loss(
     td_negative = -1.0 + gamma * value(z_next[perm], goals) - value(z_t[perm], goals)
     term = log_mean_exp(-td_negative)
     metrics["negatives"] = term.detach()
-    if negatives == "paper":
+    if negatives == "joint":
         return loss + log_mean_exp(-torch.cat([td, td_negative])), metrics
     return loss + log_mean_exp(-td) + term, metrics
 

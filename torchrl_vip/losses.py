@@ -18,7 +18,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
-from torchrl_vip.functional import tcn_loss, vip_loss
+from torchrl_vip.functional import renamed_negatives, tcn_loss, vip_loss
 
 
 class EmbeddingLoss(LossModule):
@@ -98,7 +98,7 @@ class VIPLoss(EmbeddingLoss):
         *,
         gamma: float = 0.98,
         num_negatives: int = 3,
-        negatives: str = "code",
+        negatives: str = "separate",
         clamp: bool = False,
         time_contrast: float = 0.0,
         l1: float = 0.001,
@@ -109,7 +109,7 @@ class VIPLoss(EmbeddingLoss):
         super().__init__(encoder, l1=l1, l2=l2, in_key=in_key)
         self.gamma = gamma
         self.num_negatives = num_negatives
-        self.negatives = negatives
+        self.negatives = renamed_negatives(negatives)
         self.clamp = clamp
         self.time_contrast = time_contrast
         self.generator = generator
