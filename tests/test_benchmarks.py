@@ -15,6 +15,7 @@ from torchrl_vip.data.video import write_video
 from torchrl_vip.evaluation.calibration import (
     reward_correlation,
     success_threshold,
+    typical_approach,
     typical_distance,
 )
 from torchrl_vip.evaluation.clips import LabelledClip
@@ -37,6 +38,19 @@ def test_threshold_separates_what_can_be_separated():
     assert typical_distance(z, clips) == 7.0
     with pytest.raises(ValueError, match="two successes and a failure"):
         success_threshold(z[:2], clips[:2])
+
+
+def test_the_typical_approach_is_to_the_end_of_another_success_of_the_group():
+    clips = [clip(), clip(), clip(success=False), clip("b"), clip("c"), clip("c")]
+    # First and last frames on a line. In "a" the ends are 1 apart: from 7 to 0 with the goal 1 is
+    # |7 - 1| - |0 - 1| = 5, from 8 to 1 with the goal 0 is |8 - 0| - |1 - 0| = 7. In "c" the second
+    # ends where it began, and the first goes away from where that is: 0 and |2 - 2| - |5 - 2| = -3.
+    ends = [(7, 0), (8, 1), (50, 40), (9, 0), (2, 5), (2, 2)]
+    z = [np.array([[first], [0.5], [last]], dtype=np.float32) for first, last in ends]
+    assert typical_approach(z[:4], clips[:4]) == 6.0  # the median of 5 and 7
+    assert typical_approach(z[4:], clips[4:]) == -1.5
+    assert typical_approach(z, clips) == 2.5  # of 5, 7, 0, -3
+    assert typical_approach(z[1:4], clips[1:4]) is None  # no group holds two successes
 
 
 def test_reward_correlation_of_a_precision_with_itself_is_one():

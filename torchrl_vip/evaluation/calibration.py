@@ -20,6 +20,28 @@ def typical_distance(z: Sequence[np.ndarray], clips: Sequence[LabelledClip]) -> 
     )
 
 
+def typical_approach(z: Sequence[np.ndarray], clips: Sequence[LabelledClip]) -> float | None:
+    """How much nearer a success comes to the end of ANOTHER success of its group, embedding units.
+
+    ||z_i[0] - z_j[-1]|| - ||z_i[-1] - z_j[-1]||: the sum of a difference reward over clip i, with the
+    last frame of clip j as goal.
+
+    Returns:
+        The median over ordered pairs of successes of one group; None where no group holds two.
+    """
+
+    def distance(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.linalg.norm(a - b))
+
+    approaches = [
+        distance(z[i][0], z[j][-1]) - distance(z[i][-1], z[j][-1])
+        for j, goal in enumerate(clips)
+        for i, clip in enumerate(clips)
+        if i != j and goal.success and clip.success and clip.group == goal.group
+    ]
+    return float(np.median(approaches)) if approaches else None
+
+
 def success_threshold(
     z: Sequence[np.ndarray], clips: Sequence[LabelledClip]
 ) -> tuple[float, float]:
