@@ -47,7 +47,8 @@ from torchrl_vip import VIPEncoder, vip_loss
 from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.data.video import FrameTable, decode_lazily, decode_once, read_frames
 from torchrl_vip.functional import IMAGENET_MEAN, IMAGENET_STD, resize_size
-from torchrl_vip.pretrain.trainer import make_buffer, make_objective, prepare, update
+from torchrl_vip.pretrain.build import make_augment, make_buffer, make_objective
+from torchrl_vip.pretrain.trainer import backward
 
 ROOT = Path(__file__).parent
 DEFAULTS = ROOT.parent / "torchrl_vip" / "pretrain" / "config.yaml"
@@ -231,23 +232,24 @@ def official_loop(
 
 
 def our_loop(
-    table: FrameTable, config: dict, bfloat16: bool, device: torch.device
+    table: FrameTable, config: dict, dtype: torch.dtype, device: torch.device
 ) -> Callable[[int], float]:
     """The same for the loop of ``torchrl_vip.pretrain``; ``run.waiting`` is the share it waited."""
     torch.manual_seed(0)
     encoder = VIPEncoder(config["encoder"], dim=config["dim"], image_size=config["image_size"])
     encoder = encoder.to(device, memory_format=torch.channels_last).train()
-    objective = make_objective(encoder, config)
+    objective = make_objective(encoder, config, dtype)
     optimizer = torch.optim.Adam(encoder.parameters(), lr=config["lr"])
     averaged = AveragedModel(encoder, multi_avg_fn=get_ema_multi_avg_fn(config["ema"]))
-    buffer = make_buffer(table, config)
+    buffer, augment = make_buffer(table, config), make_augment(config, device)
 
     def run(steps: int) -> float:
         batch = buffer.sample()
         start, waited = time.perf_counter(), 0.0
         for step in range(steps):
-            crops = prepare(batch.reshape(-1, 4), step, device, config)
-            update(objective, optimizer, crops, step, config, bfloat16)
+            losses = objective(augment(batch, step), step)
+            backward(losses, optimizer, config["grad_clip"])
+            optimizer.step()
             averaged.update_parameters(encoder)
             asked = time.perf_counter()
             batch = buffer.sample()
@@ -267,12 +269,12 @@ def speed(
     table = decode_once(clips, resize_size(size), folder / "cache", progress=False)
     frames = folder / "frames"
     cases = {
-        "ours, float32": our_loop(table, config, False, args.device),
-        "ours, bfloat16": our_loop(table, config, True, args.device),
+        "ours, float32": our_loop(table, config, torch.float32, args.device),
+        "ours, bfloat16": our_loop(table, config, torch.bfloat16, args.device),
     }
     if not args.quick:
         compiled = config | {"compile": True}
-        cases["ours, bfloat16, compiled"] = our_loop(table, compiled, True, args.device)
+        cases["ours, bfloat16, compiled"] = our_loop(table, compiled, torch.bfloat16, args.device)
     if args.device.type == "cpu":
         cases = {
             OFFICIAL: official_loop(network, size, batch, frames, False),
@@ -319,7 +321,7 @@ def waiting(clips: list[Clip], folder: Path, args: argparse.Namespace) -> list[d
     }
     rows = []
     for name, table in tables.items():
-        run = our_loop(table, config, True, args.device)
+        run = our_loop(table, config, torch.bfloat16, args.device)
         run(2)
         seconds = run(args.steps * 2)
         rows.append({"storage": name, "waiting": run.waiting, "clips_per_second": batch / seconds})

@@ -17,7 +17,7 @@ from tensordict import TensorDict
 
 from torchrl_vip.losses import TCNLoss, TripletLoss, VIPLoss
 from torchrl_vip.pretrain import processes
-from torchrl_vip.pretrain.trainer import freeze
+from torchrl_vip.pretrain.build import freeze
 
 pytestmark = pytest.mark.slow
 

@@ -1,9 +1,13 @@
 """Pre-training's refusals and its pieces: the split, the schedule, checkpoints, the log."""
 
+import inspect
+import json
 import re
 import runpy
 import shutil
 import sys
+import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,23 +15,34 @@ import torch
 import yaml
 from clips import greys, write_folder
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from networks import tiny_resnet_encoder
+from networks import Counting, tiny_resnet_encoder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from torchrl_vip import VIPEncoder
 from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.data.video import decode_once
-from torchrl_vip.pretrain.check import check_new, check_resumed, check_split, quoted, write_split
-from torchrl_vip.pretrain.features import embed_once
-from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog
-from torchrl_vip.pretrain.trainer import (
-    freeze,
-    load_data,
-    make_schedule,
+from torchrl_vip.pretrain.build import freeze, make_schedule
+from torchrl_vip.pretrain.clips import (
+    check_split,
+    load_clips,
     split_clips,
     task_numbers,
+    write_split,
 )
-from torchrl_vip.pretrain.validation import labelled_clips, marks_best
+from torchrl_vip.pretrain.config import (
+    DEFAULTS,
+    RULES,
+    check,
+    check_resumed,
+    command_line,
+    quoted,
+    translate,
+)
+from torchrl_vip.pretrain.features import embed_once
+from torchrl_vip.pretrain.run import check_new
+from torchrl_vip.pretrain.state import Best, Checkpoints, MetricsLog, verdict
+from torchrl_vip.pretrain.trainer import train
+from torchrl_vip.pretrain.validation import labelled_clips, marks_best, reward_calibration
 from torchrl_vip.weights import CheckpointError
 
 CONFIG = Path(__file__).resolve().parents[1] / "torchrl_vip" / "pretrain" / "config.yaml"
@@ -58,32 +73,36 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
 @pytest.mark.parametrize(
     "option, message",
     [
-        ("stepz=3", "Key 'stepz' is not in struct"),
+        ("stepz=3", r"error: unknown field stepz \(did you mean steps\?\)"),
+        ("data.wokers=3", r"error: unknown field data.wokers \(did you mean data.workers.*\?\)"),
+        ("presett=sim", r"error: unknown field presett \(did you mean preset"),
+        ("preset=null", "error: .*Got NoneType"),
+        ("lr=[1", r"error: no viable alternative at input '\[1'"),
         ("+stepz=3", "error: unknown or missing fields stepz"),
         ("+data.wokers=3", "error: unknown or missing fields data.wokers"),
-        ("steps=0", "error: steps=0 cannot be"),
-        ("steps=many", "error: steps=many cannot be"),
-        ("steps=true", "error: steps=True cannot be"),
-        ("batch_size=1", "error: batch_size=1 cannot be"),
-        ("lr=-1", "error: lr=-1 cannot be"),
-        ("lr=nan", "error: lr=nan cannot be"),
-        ("gamma=1", "error: gamma=1 cannot be"),
-        ("crop_scale=0.5", "error: crop_scale=0.5 cannot be"),
-        ("crop_scale=[0.9,0.2]", r"error: crop_scale=\[0.9, 0.2\] cannot be"),
-        ("schedule=cosin", "error: schedule=cosin cannot be"),
-        ("data.workers=0", "error: data.workers=0 cannot be"),
-        ("data.validation=2", "error: data.validation=2 cannot be"),
+        ("steps=0", "error: steps=0 is invalid: wanted a whole number, 1 or more"),
+        ("steps=many", "error: steps=many is invalid: wanted "),
+        ("steps=true", "error: steps=True is invalid: wanted "),
+        ("batch_size=1", "error: batch_size=1 is invalid: wanted "),
+        ("lr=-1", "error: lr=-1 is invalid: wanted "),
+        ("lr=nan", "error: lr=nan is invalid: wanted "),
+        ("gamma=1", r"error: gamma=1 is invalid: wanted a number in \(0, 1\)"),
+        ("crop_scale=0.5", "error: crop_scale=0.5 is invalid: wanted "),
+        ("crop_scale=[0.9,0.2]", r"error: crop_scale=\[0.9, 0.2\] is invalid: wanted "),
+        ("schedule=cosin", "error: schedule=cosin is invalid: wanted "),
+        ("data.workers=0", "error: data.workers=0 is invalid: wanted "),
+        ("data.validation=2", "error: data.validation=2 is invalid: wanted "),
         ("device=abacus", "error: device=abacus cannot be used here"),
         ("encoder=resnet81", "error: encoder=resnet81 is neither one of resnet18, .* checkpoint"),
-        ("loss=l2", "error: loss=l2 cannot be"),
-        ("negatives=none", "error: negatives=none cannot be"),
-        ("geometric=1", "error: geometric=1 cannot be"),
-        ("cross_video=2", "error: cross_video=2 cannot be"),
-        ("loggers=[paper]", r"error: loggers=\['paper'\] cannot be"),
-        ("keep_checkpoints=0", "error: keep_checkpoints=0 cannot be"),
-        ("clamp=1", "error: clamp=1 cannot be"),
-        ("data.decode=never", "error: data.decode=never cannot be"),
-        ("preset=robot", "(?s)preset/robot.*Available options(.|\n)*finetune"),
+        ("loss=l2", "error: loss=l2 is invalid: wanted "),
+        ("negatives=none", "error: negatives=none is invalid: wanted "),
+        ("geometric=1", "error: geometric=1 is invalid: wanted "),
+        ("cross_video=2", "error: cross_video=2 is invalid: wanted "),
+        ("loggers=[paper]", r"error: loggers=\['paper'\] is invalid: wanted "),
+        ("keep_checkpoints=0", "error: keep_checkpoints=0 is invalid: wanted "),
+        ("clamp=1", "error: clamp=1 is invalid: wanted "),
+        ("data.decode=never", "error: data.decode=never is invalid: wanted "),
+        ("preset=robot", "error: unknown preset robot.*; there are .*finetune"),
         ("data.path=/no/where", "error: /no/where is no folder"),
         ("out_dir=", "error: out_dir is empty: give a path"),
         ("data.cache=2026", "error: data.cache=2026 is a number here, no path: write it as ./NAME"),
@@ -112,6 +131,12 @@ def test_a_missing_field_is_named(given, missing, tmp_path, monkeypatch, capsys)
     assert not list(tmp_path.iterdir())
 
 
+def test_the_docs_quote_the_loop() -> None:
+    page = (CONFIG.parents[2] / "docs" / "pretraining.md").read_text()
+    loop = inspect.getsource(train).partition('"""\n')[2]
+    assert textwrap.dedent(loop) in page
+
+
 def test_help_prints_every_field_with_its_comment(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["pretrain", "--help"])
     with pytest.raises(SystemExit) as exit:
@@ -120,6 +145,109 @@ def test_help_prints_every_field_with_its_comment(monkeypatch, capsys) -> None:
     assert capsys.readouterr().out == CONFIG.read_text()
     fields = [line for line in CONFIG.read_text().splitlines() if ":" in line.split("#")[0]]
     assert len(fields) > 25 and any(f.startswith("gamma: 0.98  ") for f in fields)
+
+
+def test_a_folder_that_is_a_file_is_refused(clips, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "file").write_text("mine")
+    for option in ("out_dir={}", "out_dir={}/run", "data.cache={}"):
+        arguments = [f"data.path={clips}", f"out_dir={tmp_path / 'run'}"]
+        option = option.format(tmp_path / "file")
+        text = refused(monkeypatch, capsys, *arguments, option)
+        assert f"error: {option} is invalid: {tmp_path / 'file'} is a file; give a folder." in text
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "steps, resume, message",
+    [
+        ([2, 40], "true", "the same command goes on from step 40 .*step_00000040.pt"),
+        ([40], "false", "the same command without resume=false goes on from step 40"),
+        ([], "true", "the same command goes on from the start"),
+    ],
+)
+def test_an_interruption_is_one_line_that_says_how_it_goes_on(
+    steps, resume, message, clips, tmp_path, monkeypatch, capsys
+) -> None:
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("torchrl_vip.pretrain.trainer.pretrain", interrupted)
+    (tmp_path / "checkpoints").mkdir()
+    for step in steps:
+        (tmp_path / f"checkpoints/step_{step:08d}.pt").touch()
+    text = refused(
+        monkeypatch, capsys, f"data.path={clips}", f"out_dir={tmp_path}", f"resume={resume}"
+    )
+    code, said = text.split("\n", 1)
+    assert code == "130" and len(said.strip().splitlines()) == 1
+    assert re.search(f"interrupted: {message}", said)
+
+
+# --- fields and their old names -------------------------------------------------------------------
+
+
+def defaults(**changes) -> dict:
+    data = DEFAULTS["data"] | {"path": "clips"}
+    return DEFAULTS | {"data": data, "out_dir": "run", "device": "cpu"} | changes
+
+
+def test_every_field_has_its_rule_and_the_defaults_pass() -> None:
+    config = defaults(crop_scale=(0.5, 1.0), out_dir=Path("run"))
+    before = repr(config)
+    checked = check(config)
+    assert repr(config) == before
+    assert (checked["crop_scale"], checked["out_dir"]) == ([0.5, 1.0], "run")  # as YAML has them
+    fields = {*DEFAULTS, *(f"data.{field}" for field in DEFAULTS["data"])} - {"data"}
+    assert fields == RULES.keys()
+
+
+def test_old_names_are_translated_and_say_what_to_write() -> None:
+    new = defaults(goal_augmentation=0.5, negatives="separate")
+    before = {
+        k: v for k, v in new.items() if k != "goal_augmentation"
+    }  # as the version before had it
+    before |= {"goal_view": 0.5, "negatives": "code"}
+    with pytest.warns(DeprecationWarning) as said:
+        assert check(before) == check(new)
+        # on top of config.yaml, which has the new name at its default
+        assert check(defaults(goal_view=0.5, negatives="code")) == check(new)
+    assert [str(warning.message) for warning in said] == [
+        "negatives=code is deprecated: write negatives=separate.",
+        "goal_view=0.5 is deprecated: write goal_augmentation=0.5.",
+    ] * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        assert translate(before) == new  # an earlier run's
+        check(new)
+    with pytest.raises(
+        ValueError, match="goal_view and goal_augmentation are one field, given twice"
+    ):
+        check(defaults(goal_view=0.5, goal_augmentation=0.5))
+
+
+def test_old_names_on_the_command_line() -> None:
+    with pytest.warns(DeprecationWarning, match="goal_view=0.5 is deprecated: write goal_aug"):
+        assert command_line(["steps=3", "goal_view=0.5"]) == ["steps=3", "goal_augmentation=0.5"]
+    with pytest.warns(DeprecationWarning, match="write negatives=joint"):
+        given = command_line(["++negatives=paper", "+goal_view=1", "--help", "out_dir=a b"])
+    assert given == ["++negatives=joint", "+goal_augmentation=1", "--help", "out_dir='a b'"]
+    with pytest.raises(ValueError, match="given twice: write goal_augmentation alone"):
+        command_line(["goal_view=0.5", "goal_augmentation=0.0"])
+
+
+def test_old_names_in_a_preset_of_one_s_own(clips, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "preset").mkdir()
+    preset = "# @package _global_\ngoal_view: 0.5\nnegatives: code\n"
+    (tmp_path / "preset" / "mine.yaml").write_text(preset)
+    where = (f"data.path={clips}", f"out_dir={tmp_path / 'run'}", "preset=mine")
+    where += (f"hydra.searchpath=['file://{tmp_path}']",)
+    with pytest.warns(DeprecationWarning, match="goal_view=0.5 is deprecated") as said:
+        text = refused(monkeypatch, capsys, *where, "steps=0")
+    assert "steps=0 is invalid" in text and "unknown" not in text
+    assert "write negatives=separate" in str([str(warning.message) for warning in said])
+    assert any(Path(warning.filename).name == "__main__.py" for warning in said)  # so it is shown
+    text = refused(monkeypatch, capsys, *where, "goal_augmentation=0.25")
+    assert "goal_view and goal_augmentation are one field, given twice" in text
 
 
 # --- the pieces -----------------------------------------------------------------------------------
@@ -189,15 +317,17 @@ def test_each_camera_of_an_episode_has_goals_of_its_own_and_none_is_parted() -> 
 def test_a_run_goes_on_with_the_settings_it_began_with(tmp_path: Path) -> None:
     began = tmp_path / "config.yaml"
     config = {"lr": 1e-3, "steps": 10, "out_dir": "x", "data": {"path": "a", "hold_out": []}}
-    check_resumed(config, began)  # there is none yet
+    check_resumed(yaml.safe_dump(config), began)  # there is none yet
     began.write_text(yaml.safe_dump(config))
-    check_resumed(config | {"steps": 20, "data": {"path": "b", "hold_out": []}, "new": 1}, began)
+    other = config | {"steps": 20, "data": {"path": "b", "hold_out": []}, "new": 1}
+    check_resumed(yaml.safe_dump(other), began)
     with pytest.raises(
         ValueError, match=r"began with data.hold_out=\[\], not data.hold_out=\['push'\]"
     ):
-        check_resumed(config | {"data": {"path": "a", "hold_out": ["push"]}}, began)
+        other = config | {"data": {"path": "a", "hold_out": ["push"]}}
+        check_resumed(yaml.safe_dump(other), began)
     with pytest.raises(ValueError, match="began with lr=0.001, not lr=1e-06: .*resume=false"):
-        check_resumed(config | {"lr": 1e-6}, began)
+        check_resumed(yaml.safe_dump(config | {"lr": 1e-6}), began)
 
 
 def test_a_run_does_not_go_on_where_clips_have_changed_sides(tmp_path: Path, capsys) -> None:
@@ -217,6 +347,24 @@ def test_a_run_does_not_go_on_where_clips_have_changed_sides(tmp_path: Path, cap
         ValueError, match="validated on 1 clips, of which 0 are not .* and 1 are new"
     ):
         check_split(([a], [b, c]), began)
+
+
+def test_clips_that_could_not_be_read_are_on_no_side(tmp_path: Path, capsys) -> None:
+    a, b, c, d = (Clip(tmp_path / name, name) for name in "abcd")
+    began = tmp_path / "clips.json"
+    write_split(([a], [c]), began, {"b": "b: not a readable video", "d": "one frame"})
+    assert json.loads(began.read_text()) == {
+        "training": ["a"],
+        "validation": ["c"],
+        "skipped": {"b": "b: not a readable video", "d": "one frame"},
+    }
+    check_split(([a, b], [c, d]), began)  # a split has them, readable or not
+    check_split(([a], [c]), began)  # they were deleted meanwhile
+    began.write_text('{"training": ["a", "b"], "validation": ["c", "d"]}')  # the version before
+    check_split(([a, b], [c, d]), began)
+    assert not capsys.readouterr().out
+    with pytest.raises(ValueError, match="on 2 clips, of which 1 are not .* and 0 are new"):
+        check_split(([a, b], [c]), began)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +394,7 @@ def test_checkpoints_of_another_project_are_neither_resumed_nor_deleted(tmp_path
             with pytest.raises(ValueError, match="holds config.yaml of no pre-training run"):
                 check_new(tmp_path, resume=resume)
     with pytest.raises(ValueError, match="of no pre-training run, though there are checkpoints"):
-        check_resumed({"data": {}, "steps": 1}, tmp_path / "config.yaml")
+        check_resumed("data: {}", tmp_path / "config.yaml")
     checkpoints = Checkpoints(folder, 1)
     assert checkpoints.steps() == [1000]
     checkpoints.clear()
@@ -256,11 +404,10 @@ def test_checkpoints_of_another_project_are_neither_resumed_nor_deleted(tmp_path
 def test_a_clip_that_changed_in_its_middle_is_embedded_anew(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "clips/a", 5)
     encoder = VIPEncoder("resnet18", dim=8, image_size=32).eval()
-    config = {"views": 1, "stride": 1, "crop_scale": (1, 1), "flip": 0, "colour": 0}
 
     def features() -> torch.Tensor:
         table = decode_once(find_clips(tmp_path / "clips"), 32, tmp_path, progress=False)
-        table = embed_once(table, encoder, config, tmp_path, torch.float32, progress=False)
+        table = embed_once(table, encoder, tmp_path, views=1, progress=False)
         start = int(table.start[0])
         return table.storage.get(slice(start, start + 5))["features"].clone()
 
@@ -336,6 +483,74 @@ def test_whole_groups_are_validated_on(tmp_path: Path) -> None:
     assert [clip.success for clip in labelled_clips(table, 4, ends=True)] == [True] * 4
 
 
+def colours(tmp_path: Path, *labels: dict, frames: int = 5):
+    """An encoder to the mean colour, in the network's units, and a table of grey clips."""
+    for i in range(len(labels)):
+        write_folder(tmp_path / "clips" / f"{i}", frames, first=3 * i)
+    clips = [
+        Clip(clip.path, clip.name, label)
+        for clip, label in zip(find_clips(tmp_path / "clips"), labels, strict=True)
+    ]
+    table = decode_once(clips, 8, tmp_path / "cache", progress=False)
+    grey = sum((1 / 255 / std) ** 2 for std in (0.229, 0.224, 0.225)) ** 0.5
+    return VIPEncoder(Counting(), dim=None, image_size=8).eval(), table, grey
+
+
+def test_the_scales_of_the_reward_are_for_one_s_own_end_and_another_s(tmp_path: Path) -> None:
+    encoder, table, grey = colours(tmp_path, {"task": "a"}, {"task": "a"})
+    scales = reward_calibration(encoder, table)
+    # From grey 0 to 40 and from 3 to 43: 40 to the own end; 43 - 3 and 37 - 3 to the other's.
+    assert scales["typical_distance"] == pytest.approx(40 * grey, rel=1e-4)
+    assert scales["reward_scale"] == pytest.approx(1 / (40 * grey), rel=1e-4)
+    assert scales["reward_scale_other"] == pytest.approx(1 / (37 * grey), rel=1e-4)
+
+
+def test_without_two_successes_of_a_scene_there_is_one_scale(tmp_path: Path) -> None:
+    encoder, table, _ = colours(tmp_path, {"task": "a"}, {"task": "a", "success": False}, {})
+    assert reward_calibration(encoder, table).keys() == {"typical_distance", "reward_scale"}
+
+
+def test_clips_in_which_nothing_moves_give_no_scale(tmp_path: Path) -> None:
+    encoder, table, _ = colours(tmp_path, *[{"task": "a"}] * 4)
+    for i in range(4):  # the last frame is the first one again
+        table.storage.get(slice(0, None))["pixels"][int(table.start[i] + table.length[i]) - 1] = (
+            table.clip_frames(i)[0]
+        )
+    with pytest.warns(UserWarning, match="no reward_scale: the typical clip's last frame is where"):
+        assert reward_calibration(encoder, table) == {}
+
+
+def test_successes_that_come_no_nearer_to_each_other_s_end_give_no_second_scale(tmp_path) -> None:
+    encoder, table, _ = colours(tmp_path, {"task": "a"}, {"task": "a"})
+    start, length = int(table.start[1]), int(table.length[1])
+    pixels = table.storage.get(slice(0, None))["pixels"]
+    pixels[start : start + length] = pixels[start : start + length].flip(0)  # it goes the other way
+    with pytest.warns(
+        UserWarning, match="no reward_scale_other: the typical success comes no near"
+    ):
+        assert reward_calibration(encoder, table).keys() == {"typical_distance", "reward_scale"}
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        (
+            (0.5, 0.7, 0.6),
+            "training helped: voc was 0.500 at step 0, 0.600 at the end (step 2) and",
+        ),
+        ((0.5, 0.7, 0.4), "training helped at first and then hurt (take best/): voc was 0.500 at"),
+        ((0.5, 0.4, 0.5), "training did not help: voc was 0.500 at step 0, 0.500 at the end"),
+        ((), "whether training helped is not known: nothing was validated"),
+    ],
+)
+def test_a_run_ends_with_whether_it_helped(values: tuple, words: str) -> None:
+    said = verdict("voc", list(enumerate(values)))
+    assert said.startswith(words)
+    if values:
+        step = 1 if values[1] > values[2] else 2
+        assert said.endswith(f"{values[step]:.3f} at its best (step {step}).")
+
+
 def test_unlabelled_clips_of_one_name_are_no_group(tmp_path: Path) -> None:
     for source in ("a", "b"):  # numbered folders, as in the official layout
         for i in range(2):
@@ -349,13 +564,14 @@ def test_one_broken_validation_clip_is_no_end_of_a_run(tmp_path: Path, capsys) -
     write_folder(tmp_path / "clips" / "good", 3)
     write_folder(tmp_path / "clips" / "one", 1)
     one, good = sorted(find_clips(tmp_path / "clips"), key=lambda clip: clip.name == "good")
-    data = {"workers": 1, "decode": "once", "cache": None}
-    config = {"data": data, "progress": False, "out_dir": str(tmp_path / "run")}
-    table, validation = load_data(([good], [one]), 8, config)
-    assert len(table.clips) == 1 and validation is None
+    options = {"cache": tmp_path / "frames", "workers": 1, "progress": False}
+    tables = load_clips(([good], [one]), 8, **options)
+    assert len(tables.training.clips) == 1 and tables.validation is None
+    assert tables.split == ([good], [])
+    assert list(tables.skipped) == ["one"] and "two or more" in tables.skipped["one"]
     assert "no validation: none of 1 clips could be read" in capsys.readouterr().out
     with pytest.raises(ValueError, match="none of 1 clips"):
-        load_data(([one], []), 8, config)
+        load_clips(([one], []), 8, **options)
 
 
 def test_held_out_clips_are_nowhere_and_a_list_chooses_the_validation() -> None:
@@ -370,7 +586,7 @@ def test_held_out_clips_are_nowhere_and_a_list_chooses_the_validation() -> None:
 @pytest.mark.parametrize("name, rates", [("cosine", [1, 0.5, 0]), ("constant", [1, 1, 1])])
 def test_the_schedule_at_start_half_way_and_end(name: str, rates: list[float]) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
-    decay = make_schedule(optimizer, {"schedule": name, "steps": 10}).lr_lambdas[0]
+    decay = make_schedule(optimizer, name, 10).lr_lambdas[0]
     assert [decay(0), decay(5), decay(10)] == pytest.approx(rates)
 
 

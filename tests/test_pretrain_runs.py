@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -23,8 +24,8 @@ from torchvision.io import write_png
 from torchrl_vip import load_vip
 from torchrl_vip.data.video import write_video
 from torchrl_vip.pretrain import features
-from torchrl_vip.pretrain.check import check
-from torchrl_vip.pretrain.state import sole_run
+from torchrl_vip.pretrain.config import check
+from torchrl_vip.pretrain.run import sole_run
 from torchrl_vip.pretrain.trainer import pretrain
 from torchrl_vip.weights import CheckpointError
 
@@ -96,6 +97,13 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, str], clips: Path) 
     assert "skipped 1 of them" in said and "broken.mp4: not a readable video" in said
     assert "training: 4 clips, 32 frames" in said and "validation: 2 clips, 16 frames" in said
     assert said.strip().endswith(f'load_vip("{out}/final")')
+    assert re.search(
+        r"training (helped|did not help).*: validation/voc was 0.\d+ at step 0, 0.*24", said
+    )
+    sides = json.loads((out / "clips.json").read_text())
+    assert (sides["training"], sides["validation"]) == (["2", "3", "4", "5"], ["0", "1"])
+    assert sides["skipped"].keys() == {"broken.mp4"}
+    assert "not a readable video" in sides["skipped"]["broken.mp4"]
     with open(out / "metrics.csv", newline="") as file:
         rows = [(int(r["step"]), r["metric"], float(r["value"])) for r in csv.DictReader(file)]
     assert {step for step, name, _ in rows if name == "loss"} == {10, 20, 24}
@@ -119,6 +127,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, str], clips: Path) 
     averaged = state["averaged"]
     assert all(torch.equal(v, averaged[f"module.{k}"]) for k, v in vip.state_dict().items())
     assert load_vip(out / "best").dim == 8
+    assert not list(out.rglob(".*.part"))
 
 
 def test_a_folder_is_one_run_s_at_a_time(clips: Path, tmp_path: Path) -> None:
@@ -180,12 +189,96 @@ SLOWLY = ("steps=200", "checkpoint_every=2", "validate_every=100")
 def writes(folder: Path, since: float) -> bool:
     """Whether a checkpoint is being written; what an earlier kill left is older."""
     with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
-        return any(path.stat().st_mtime > since for path in folder.glob("*.tmp"))
+        return any(path.stat().st_mtime > since for path in folder.glob(".*.part"))
     return False
 
 
 def newest(folder: Path) -> int:
     return max((int(p.stem[5:]) for p in folder.glob("step_*.pt")), default=0)
+
+
+def test_what_kills_left_behind_is_deleted(
+    finished: tuple[Path, str], clips: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    left = [
+        "best/.model.safetensors.0a1b2c3d.part",
+        "final/.config.json.0a1b2c3d.part",
+        "checkpoints/.step_00000026.pt.0a1b2c3d.part",
+        ".metrics.csv.0a1b2c3d.part",
+        # of the version before
+        *("best/.model.safetensors.x7_qw2e8", "checkpoints/step_00000026.tmp", "config.tmp"),
+    ]
+    mine = ["best/.gitattributes", "notes.tmp", ".hidden"]
+    for name in left + mine:
+        (out / name).write_text("half")
+    pretrain(config_of(clips, out))
+    assert not [name for name in left if (out / name).exists()]
+    assert all((out / name).exists() for name in mine)
+
+
+@pytest.mark.parametrize("spelling", ["new", "old"])
+def test_a_run_of_the_version_before_goes_on_under_either_spelling(
+    spelling: str, clips: Path, tmp_path: Path
+) -> None:
+    options = {"schedule": "constant", "goal_augmentation": 0.5, "loggers": []}
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    pretrain(config_of(clips, whole, steps=8, **options))
+    pretrain(config_of(clips, out, steps=4, **options))
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    before = {k: v for k, v in config.items() if k != "goal_augmentation"}
+    before |= {"negatives": "paper", "goal_view": 0.5}
+    (out / "config.yaml").write_text(yaml.safe_dump(before, sort_keys=False))
+    sides = {"training": ["2", "3", "4", "5", "broken.mp4"], "validation": ["0", "1"]}
+    (out / "clips.json").write_text(json.dumps(sides))
+
+    given = config if spelling == "new" else before
+    other = given | {"goal_augmentation" if spelling == "new" else "goal_view": 0.25}
+    warned = (
+        contextlib.nullcontext if spelling == "new" else lambda: pytest.warns(DeprecationWarning)
+    )
+    with warned(), pytest.raises(ValueError, match="began with goal_augmentation=0.5, not"):
+        pretrain(other | {"steps": 8})
+    with warned():
+        pretrain(given | {"steps": 8})
+    assert yaml.safe_load((out / "config.yaml").read_text()) == config | {"steps": 8}
+    for name in ("final/model.safetensors", "metrics.csv"):
+        first = (out / name).read_bytes(), (whole / name).read_bytes()
+        if name == "metrics.csv":  # a run of 4 steps logs and validates at its end too
+            first = [{r for r in rows.splitlines() if not r.startswith(b"4,")} for rows in first]
+        assert first[0] == first[1]
+
+
+def test_clips_in_which_nothing_moves_train_without_a_scale(tmp_path: Path) -> None:
+    for i in range(4):
+        (tmp_path / f"clips/{i}").mkdir(parents=True)
+        for t in range(4):
+            frame = torch.full((3, 48, 64), 40 * i, dtype=torch.uint8)
+            write_png(frame, str(tmp_path / f"clips/{i}/{t}.png"))
+    config = config_of(tmp_path / "clips", tmp_path / "run", steps=2)
+    config["data"]["validation"] = 0.0
+    with pytest.warns(UserWarning, match="no reward_scale"):
+        final = pretrain(config)
+    assert (
+        not {"reward_scale", "reward_scale_other", "typical_distance"}
+        & load_vip(final).config.keys()
+    )
+
+
+def test_an_interruption_says_where_the_run_goes_on(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = command(clips, out, "steps=100000", "loggers=[]")
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    while not newest(out / "checkpoints"):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130 and "Traceback" not in said
+    step = newest(out / "checkpoints")
+    assert f"interrupted: the same command goes on from step {step} (" in said
+    assert "resumed from step" in run(clips, out, f"steps={step + 2}", "loggers=[]")
 
 
 def test_resume_false_starts_again_and_another_network_is_refused(
@@ -228,7 +321,7 @@ def test_the_rivals_train_and_presets_compose(clips: Path, tmp_path: Path, loss:
         "steps=2",
         "preset=sim",
         "geometric=0.9",
-        "goal_view=0.5",
+        "goal_augmentation=0.5",
         "loggers=[]",
     )
     config = yaml.safe_load((out / "config.yaml").read_text())
@@ -316,7 +409,7 @@ def test_a_head_trains_on_stored_features_as_on_frames(clips: Path, tmp_path: Pa
 
 def test_embedding_goes_on_where_it_was_cut_short(clips: Path, tmp_path: Path) -> None:
     config = config_of(clips, tmp_path / "a", steps=4, views=3, stride=2, freeze_below="head")
-    config |= {"goal_view": 0.5, "flip": 0.0}
+    config |= {"goal_augmentation": 0.5, "flip": 0.0}
     pretrain(config)
     stored = next((tmp_path / "a").glob("features_*.f16"))
     whole, (first, *_) = stored.read_bytes(), load_vip(tmp_path / "a" / "final").head.weight
@@ -343,5 +436,11 @@ def test_long_clips_are_embedded_in_parts_that_look_alike(
 def test_stored_features_want_a_frozen_backbone(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="views=2 wants freeze_below=head"):
         check(config_of(clips, tmp_path, views=2))
-    with pytest.raises(ValueError, match=r"goal_view=0.5 with views=2 wants flip=0 and two views"):
-        check(config_of(clips, tmp_path, views=2, freeze_below="head", goal_view=0.5, flip=0.5))
+    with pytest.raises(
+        ValueError, match=r"goal_augmentation=0.5 with views=2 wants flip=0 and two views"
+    ):
+        check(
+            config_of(
+                clips, tmp_path, views=2, freeze_below="head", goal_augmentation=0.5, flip=0.5
+            )
+        )

@@ -213,15 +213,15 @@ def test_a_goal_is_seen_otherwise_in_its_share_and_never_where_it_is_the_frame()
     n, options = 20_000, {"copies": 4, "self_transition": 0.2, "cross_video": 0.3}
     options["group"] = torch.zeros(2, dtype=torch.int64)
     plain, _ = draw(make_sampler(5, 7, **options), n)
-    rows, reward = draw(make_sampler(5, 7, goal_view=0.4, **options), n)
+    rows, reward = draw(make_sampler(5, 7, goal_augmentation=0.4, **options), n)
     copy = rows // 12
     assert torch.equal(rows % 12, plain % 12)  # the same frames are drawn
     assert torch.equal(rows[:, :3], plain[:, :3]) and (copy[:, :3] == copy[:, :1]).all()
     assert torch.equal(rows[reward == 0], plain[reward == 0])
     other = (copy[:, 3] != copy[:, 0])[reward == -1].float().mean().item()
     assert other == pytest.approx(0.4 * 3 / 4, abs=0.015)  # one in four draws the same copy
-    with pytest.raises(ValueError, match="goal_view is 1.5"):
-        make_sampler(5, goal_view=1.5)
+    with pytest.raises(ValueError, match="goal_augmentation is 1.5"):
+        make_sampler(5, goal_augmentation=1.5)
 
 
 def noise(b: int = 3, k: int = 4, size: int = 16) -> torch.Tensor:
@@ -255,13 +255,13 @@ def test_a_goal_gets_a_crop_and_colours_of_its_own_and_the_same_mirror() -> None
     options = {"scale": (0.3, 0.9), "colour": 0.3, "flip": 0.5}
     plain = augment(frames, generator_at(0, 0), **options)
     some = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0])
-    seen = augment(frames, generator_at(0, 0), goal_view=some, **options)
+    seen = augment(frames, generator_at(0, 0), goal_augmentation=some, **options)
     assert torch.equal(seen[:, :3], plain[:, :3]) and torch.equal(seen[some == 0], plain[some == 0])
     assert ((seen[:, 3] - plain[:, 3]).abs().mean((1, 2, 3)) > 0.02).tolist() == (
         some == 1
     ).tolist()
     ramp = torch.linspace(0, 255, 64).round().to(torch.uint8).expand(32, 4, 3, 64, 64)
-    ramp = augment(ramp, generator_at(0, 0), scale=(0.3, 0.9), goal_view=1.0)
+    ramp = augment(ramp, generator_at(0, 0), scale=(0.3, 0.9), goal_augmentation=1.0)
     rises = ramp[..., -1].mean((2, 3)) > ramp[..., 0].mean((2, 3))
     assert (rises == rises[:, :1]).all() and 0 < rises[:, 0].float().mean() < 1
 

@@ -42,7 +42,8 @@ class VIPSampler(Sampler):
 
         self_transition o_t = o_{t+1} = o_g, reward 0
 
-        goal_view       o_g from another copy of the storage, where it looks otherwise
+        goal_augmentation
+                        o_g from another copy of the storage, where it looks otherwise
 
     Without self-transitions the objective is unbounded below, as scaling the embedding up always
     pays; HILP and ICVF draw the current state as goal for the same reason. Goals from another video
@@ -61,9 +62,9 @@ class VIPSampler(Sampler):
             clip shorter than that takes its last frame.
         copies: so often the storage holds all the clips, one copy behind the other; the four frames
             of a sub-clip come from one.
-        goal_view: share of samples in [0, 1] whose goal comes from a copy drawn for itself; not where
-            o_t is the goal, and to no effect with one copy. A goal image is taken on another day than
-            what is compared with it.
+        goal_augmentation: share of samples in [0, 1] whose goal comes from a copy drawn for itself; not
+            where o_t is the goal, and to no effect with one copy. A goal image is taken on another day
+            than what is compared with it.
         group: int64 ``[V]``, clips that show the same task have the same number; None puts each
             clip in a group of its own.
         shard: (rank, number of processes). Each process draws the whole batch and keeps its part, so
@@ -85,7 +86,7 @@ class VIPSampler(Sampler):
         cross_video: float = 0.0,
         stride: int = 1,
         copies: int = 1,
-        goal_view: float = 0.0,
+        goal_augmentation: float = 0.0,
         group: Tensor | None = None,
         shard: tuple[int, int] = (0, 1),
     ):
@@ -97,7 +98,7 @@ class VIPSampler(Sampler):
         shares = {
             "self_transition": self_transition,
             "cross_video": cross_video,
-            "goal_view": goal_view,
+            "goal_augmentation": goal_augmentation,
         }
         for name, share in shares.items():
             if not 0 <= share <= 1:
@@ -113,7 +114,7 @@ class VIPSampler(Sampler):
         self.self_transition = self_transition
         self.geometric = geometric
         self.cross_video = cross_video
-        self.goal_view = goal_view
+        self.goal_augmentation = goal_augmentation
         self.shard = shard
         self.step = 0
         # Clips sorted by group: the mates of a clip are the run of self.sorted that it lies in.
@@ -156,7 +157,7 @@ class VIPSampler(Sampler):
             [o_0, torch.where(at_goal, goal, o_t), torch.where(at_goal, goal, o_next), goal], 1
         )
         copy = (u[7] * self.copies).long()
-        otherwise = (u[8] < self.goal_view) & ~at_goal
+        otherwise = (u[8] < self.goal_augmentation) & ~at_goal
         goal_copy = torch.where(otherwise, (u[9] * self.copies).long(), copy)
         index += self.rows * torch.stack([copy, copy, copy, goal_copy], 1)
         # The storage reads a flat list of rows; who asks for the batch folds it back to [B, 4].
@@ -184,7 +185,7 @@ def augment(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
     colour: float = 0.0,
-    goal_view: float | Tensor = 0.0,
+    goal_augmentation: float | Tensor = 0.0,
     shard: tuple[int, int] = (0, 1),
 ) -> Tensor:
     """One random resized crop, flip and colour change for all frames of a sub-clip, in one batch.
@@ -196,8 +197,8 @@ def augment(
         ratio: width / height of the crop.
         flip: probability of a left-right mirror image.
         colour: brightness, contrast and saturation change by a factor in [1 - colour, 1 + colour].
-        goal_view: probability, a number or ``[B]``, that the last frame gets a crop and colours of its
-            own; it is mirrored as the others are.
+        goal_augmentation: probability, a number or ``[B]``, that the last frame gets a crop and colours
+            of its own; it is mirrored as the others are.
         shard: (rank, number of processes), as in :class:`VIPSampler`.
 
     Returns:
@@ -212,11 +213,11 @@ def augment(
     u = draw(8)
     u[4] = torch.where(u[4] < flip, -1.0, 1.0)
     images = _change(frames, u, scale, ratio, colour)
-    if isinstance(goal_view, Tensor) or goal_view > 0:
+    if isinstance(goal_augmentation, Tensor) or goal_augmentation > 0:
         own = draw(9)
         own[4] = u[4]
         goal = _change(frames[:, -1:], own[:8], scale, ratio, colour)
-        otherwise = (own[8] < torch.as_tensor(goal_view).cpu()).to(images.device)
+        otherwise = (own[8] < torch.as_tensor(goal_augmentation).cpu()).to(images.device)
         images[:, -1:] = torch.where(otherwise.view(b, 1, 1, 1, 1), goal, images[:, -1:])
     return images
 

@@ -9,6 +9,7 @@ try:
 except ImportError:
     sys.exit('pre-training needs its extra packages: pip install "torchrl-vip[pretrain]"')
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -32,19 +33,57 @@ def main(config: DictConfig) -> None:
             f"error: process {os.environ['RANK']} lost the others ({str(error).splitlines()[0]}). "
             "Run the same command again: it goes on from the last checkpoint."
         )
-    if int(os.environ.get("RANK", 0)):
-        return
-    print(f'done: load_vip("{final}")')
+    except KeyboardInterrupt:
+        interrupted(Path(config.out_dir), config.resume)
+    if first_process():
+        print(f'done: load_vip("{final}")')
+
+
+def first_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def interrupted(out: Path, resume: bool) -> None:
+    """Say how a run that was interrupted goes on, and exit as a program does after Ctrl-C."""
+    from torchrl_vip.pretrain.state import Checkpoints
+
+    again = "the same command" if resume else "the same command without resume=false"
+    checkpoints = Checkpoints(out / "checkpoints", keep=1)
+    steps = checkpoints.steps()
+    where = f"from step {steps[0]} ({checkpoints.path(steps[0])})" if steps else "from the start"
+    if first_process():
+        print(f"\ninterrupted: {again} goes on {where}.", file=sys.stderr)
+    sys.exit(130)
+
+
+def command() -> None:
+    """What stands on the command line, from old names and Hydra's own errors to an exit status."""
+    from torchrl_vip.pretrain.config import command_line, explain
+
+    try:
+        sys.argv[1:] = command_line(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    # The run writes its own config.yaml into out_dir: no folder of Hydra's beside it.
+    sys.argv[1:1] = [
+        "hydra.run.dir=.",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=none",
+        "hydra/hydra_logging=none",
+    ]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # it hands its errors over instead of printing them
+    try:
+        main()
+    except (HydraException, ValueError) as error:  # pretrain's own have been told in main
+        sys.exit(f"error: {explain(error)}")
 
 
 if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's own help drops the comments
         print(Path(__file__).with_name("config.yaml").read_text(), end="")
         sys.exit()
-    from torchrl_vip.pretrain.check import quoted
-
-    sys.argv[1:] = map(quoted, sys.argv[1:])
-    # The run writes its own config.yaml into out_dir: no folder of Hydra's beside it.
-    sys.argv[1:1] = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none",
-                     "hydra/hydra_logging=none"]  # fmt: skip
-    main()
+    try:
+        command()
+    except KeyboardInterrupt:  # before the run has begun
+        print("\ninterrupted: nothing was written.", file=sys.stderr)
+        sys.exit(130)

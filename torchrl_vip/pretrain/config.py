@@ -1,144 +1,333 @@
-"""Refuses settings that cannot be, before anything is written."""
+"""What config.yaml's fields may be, and what they were called before.
+
+The configuration is a dict with the fields of config.yaml. :func:`check` refuses what cannot be before
+any work; build.py reads the result, and nothing changes it on its way.
+"""
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import json
 import math
 import os
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 
-from torchrl_vip.data.sources import Clip
 from torchrl_vip.encoders import ENCODERS
-from torchrl_vip.pretrain.state import CHECKPOINT
+from torchrl_vip.functional import OLD_NEGATIVES
+
+DEFAULTS = yaml.safe_load(Path(__file__).with_name("config.yaml").read_text())
+del DEFAULTS["defaults"]  # Hydra's
+PRESETS = sorted(path.stem for path in Path(__file__).with_name("preset").glob("*.yaml"))
+
+# --- rules ----------------------------------------------------------------------------------------
 
 
-def check(config: dict[str, Any]) -> None:
-    """Refuse impossible values before any work; ValueError names the field, value and wish."""
-    known = yaml.safe_load(Path(__file__).with_name("config.yaml").read_text())
-    del known["defaults"]
-    for got, wanted, prefix in ((config, known, ""), (config["data"], known["data"], "data.")):
-        if wrong := sorted(prefix + key for key in set(got) ^ set(wanted)):
-            raise ValueError(f"unknown or missing fields {', '.join(wrong)}; see config.yaml.")
+class Rule(NamedTuple):
+    """What is wanted of a field, in words, and whether a value is that."""
 
-    def whole(v: Any, least: int) -> bool:
+    wanted: str
+    accepts: Callable[[Any], bool]
+
+    def or_null(self) -> Rule:
+        return Rule(f"{self.wanted}, or null", lambda v: v is None or self.accepts(v))
+
+
+def whole(least: int) -> Rule:
+    def accepts(v: Any) -> bool:
         return type(v) is int and v >= least  # True is no number here
 
-    def real(v: Any, low: float, high: float = math.inf) -> bool:
-        return type(v) in (int, float) and low <= v <= high and math.isfinite(v)
+    return Rule(f"a whole number, {least} or more", accepts)
 
-    def pair(v: Any) -> bool:
-        return isinstance(v, list | tuple) and len(v) == 2 and all(real(x, 0, 1) for x in v)
 
-    data, tiny = config["data"], 1e-30
-    good = {
-        "steps": whole(config["steps"], 1),
-        "batch_size": whole(config["batch_size"], 2),
-        "image_size": whole(config["image_size"], 8),
-        "dim": whole(config["dim"], 1),
-        "seed": whole(config["seed"], 0),
-        "lr": real(config["lr"], tiny),
-        "weight_decay": real(config["weight_decay"], 0),
-        "time_contrast": real(config["time_contrast"], 0),
-        "l1": real(config["l1"], 0),
-        "l2": real(config["l2"], 0),
-        "gamma": real(config["gamma"], tiny, 1 - 1e-12),
-        "num_negatives": whole(config["num_negatives"], 0),
-        "ema": real(config["ema"], 0, 1) and config["ema"] < 1,
-        "loss": config["loss"] in ("vip", "tcn", "triplet"),
-        "negatives": config["negatives"] in ("code", "paper"),
-        "geometric": config["geometric"] is None
-        or (real(config["geometric"], tiny, 1) and config["geometric"] < 1),
-        "cross_video": real(config["cross_video"], 0, 1),
-        "goal_view": real(config["goal_view"], 0, 1),
-        "stride": whole(config["stride"], 1),
-        "views": whole(config["views"], 0),
-        "keep_checkpoints": whole(config["keep_checkpoints"], 1),
-        "loggers": isinstance(config["loggers"], list)
-        and set(config["loggers"]) <= {"csv", "tensorboard", "wandb", "mlflow", "trackio"},
-        **{
-            flag: isinstance(config[flag], bool)
-            for flag in ("clamp", "compile", "freeze_batch_norm", "imagenet", "resume", "progress")
-        },
-        "data.decode": data["decode"] in ("once", "lazily"),
-        "self_transition": real(config["self_transition"], 0, 1),
-        "flip": real(config["flip"], 0, 1),
-        "colour": real(config["colour"], 0, 1) and config["colour"] < 1,
-        "crop_scale": pair(config["crop_scale"])
-        and 0 < config["crop_scale"][0] <= config["crop_scale"][1],
-        "schedule": config["schedule"] in ("cosine", "constant"),
-        "precision": config["precision"] in ("auto", "bfloat16", "float32"),
-        "checkpoint_every": whole(config["checkpoint_every"], 1),
-        "validate_every": whole(config["validate_every"], 1),
-        "validation_clips": whole(config["validation_clips"], 1),
-        "grad_clip": real(config["grad_clip"], tiny),
-        "data.workers": whole(data["workers"], 1),
-        "data.validation": isinstance(data["validation"], list) or real(data["validation"], 0, 1),
-        "data.hold_out": isinstance(data["hold_out"], list),
-    }
-    for key, is_good in good.items():
-        if not is_good:
-            value = data[key[5:]] if key.startswith("data.") else config[key]
-            raise ValueError(f"{key}={value} cannot be; see its comment in config.yaml.")
+def number(interval: str) -> Rule:
+    """A finite number in an interval such as "[0, 1)"."""
+    low, high = map(float, interval[1:-1].split(","))
+
+    def accepts(v: Any) -> bool:
+        return (
+            type(v) in (int, float)
+            and math.isfinite(v)
+            and (low < v or (low == v and interval[0] == "["))
+            and (v < high or (v == high and interval[-1] == "]"))
+        )
+
+    return Rule(
+        "a positive number" if interval == "(0, inf)" else f"a number in {interval}", accepts
+    )
+
+
+def one_of(*choices: str) -> Rule:
+    return Rule(f"one of {', '.join(choices)}", lambda v: isinstance(v, str) and v in choices)
+
+
+def _crop_scale(v: Any) -> bool:
+    share = number("(0, 1]").accepts
+    return isinstance(v, list | tuple) and len(v) == 2 and all(map(share, v)) and v[0] <= v[1]
+
+
+FLAG = Rule("true or false", lambda v: isinstance(v, bool))
+SHARE = number("[0, 1]")
+TEXT = Rule("a word", lambda v: isinstance(v, str))
+LABELS = Rule("a list of label values", lambda v: isinstance(v, list))
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "trackio")
+ANY = Rule("", lambda v: True)  # a rule of its own below
+
+RULES = {
+    "data.path": ANY,
+    "data.decode": one_of("once", "lazily"),
+    "data.cache": ANY,
+    "data.validation": Rule(
+        f"{SHARE.wanted} or {LABELS.wanted}", lambda v: SHARE.accepts(v) or LABELS.accepts(v)
+    ),
+    "data.hold_out": LABELS,
+    "data.workers": whole(1),
+    "out_dir": ANY,
+    "encoder": ANY,
+    "imagenet": FLAG,
+    "dim": whole(1),
+    "image_size": whole(8),
+    "freeze_below": TEXT.or_null(),
+    "views": whole(0),
+    "freeze_batch_norm": FLAG,
+    "loss": one_of("vip", "tcn", "triplet"),
+    "gamma": number("(0, 1)"),
+    "num_negatives": whole(0),
+    "negatives": one_of("joint", "separate"),
+    "clamp": FLAG,
+    "time_contrast": number("[0, inf)"),
+    "l1": number("[0, inf)"),
+    "l2": number("[0, inf)"),
+    "self_transition": SHARE,
+    "geometric": number("(0, 1)").or_null(),
+    "cross_video": SHARE,
+    "goal_augmentation": SHARE,
+    "stride": whole(1),
+    "crop_scale": Rule("a pair of numbers in (0, 1], the smaller one first", _crop_scale),
+    "flip": SHARE,
+    "colour": number("[0, 1)"),
+    "steps": whole(1),
+    "batch_size": whole(2),
+    "lr": number("(0, inf)"),
+    "schedule": one_of("cosine", "constant"),
+    "weight_decay": number("[0, inf)"),
+    "grad_clip": number("(0, inf)"),
+    "ema": number("[0, 1)"),
+    "seed": whole(0),
+    "device": ANY,
+    "precision": one_of("auto", "bfloat16", "float32"),
+    "compile": FLAG,
+    "resume": FLAG,
+    "checkpoint_every": whole(1),
+    "keep_checkpoints": whole(1),
+    "best": TEXT,
+    "validate_every": whole(1),
+    "validation_clips": whole(1),
+    "loggers": Rule(
+        f"a list of {', '.join(LOGGERS)}",
+        lambda v: isinstance(v, list) and all(kind in LOGGERS for kind in v),
+    ),
+    "progress": FLAG,
+}
+
+
+def check(config: dict[str, Any]) -> dict[str, Any]:
+    """Refuse values that cannot be, before any work.
+
+    Returns:
+        The configuration as config.yaml will have it, under the fields' present names; ``config`` is
+        left as it is.
+
+    Raises:
+        ValueError: it names the field, the value and what was wanted.
+    """
+    config = translate(config, stacklevel=4)
+    data = config.get("data")
+    if not isinstance(data, dict):
+        raise ValueError(
+            f"data={data} is invalid: wanted the fields {', '.join(DEFAULTS['data'])}."
+        )
+    values = _flat(config)
+    if wrong := sorted(values.keys() ^ RULES.keys()):
+        near = [nearest(field) for field in wrong if field in values]
+        raise ValueError(
+            f"unknown or missing fields {', '.join(wrong)}{''.join(near)}; see config.yaml."
+        )
+    for field, rule in RULES.items():
+        if not rule.accepts(values[field]):
+            raise ValueError(f"{field}={values[field]} is invalid: wanted {rule.wanted}.")
+    _check_paths(values)
+    _check_together(config)
     for kind in config["loggers"]:
         if kind != "csv" and importlib.util.find_spec(kind) is None:
             raise ValueError(f"loggers: {kind} is not installed: pip install {kind}")
-    if config["views"] and config["freeze_below"] != "head":
-        raise ValueError(
-            f"views={config['views']} wants freeze_below=head: features are stored once, so the "
-            f"backbone cannot be trained (freeze_below={config['freeze_below']})."
-        )
-    if config["goal_view"] and config["views"] and (config["flip"] or config["views"] < 2):
-        raise ValueError(
-            f"goal_view={config['goal_view']} with views={config['views']} wants flip=0 and two views or "
-            f"more: a stored view has a mirror image of its own (flip={config['flip']})."
-        )
-    if config["imagenet"] and config["encoder"] not in ENCODERS:
-        raise ValueError(
-            f"imagenet=true begins a network of {', '.join(ENCODERS)} with ImageNet's weights; "
-            f"encoder={config['encoder']} has weights of its own."
-        )
-    paths = data["path"] if isinstance(data["path"], list) else [data["path"]]
-    for key, path in (
-        ("out_dir", config["out_dir"]),
-        ("data.cache", data["cache"] or "none"),
-        *(("data.path", path) for path in paths),
-    ):
+    pick_device(config["device"])
+    # Paths and pairs as YAML has them.
+    return json.loads(json.dumps(config, default=str))
+
+
+def _check_paths(values: dict[str, Any]) -> None:
+    paths = values["data.path"]
+    paths = [("data.path", path) for path in (paths if isinstance(paths, list) else [paths])]
+    folders = [("out_dir", values["out_dir"])]
+    if values["data.cache"] is not None:
+        folders.append(("data.cache", values["data.cache"]))
+    for field, path in folders + paths:
         if path == "":
-            raise ValueError(f"{key} is empty: give a path, ./ for this folder.")
+            raise ValueError(f"{field} is empty: give a path, ./ for this folder.")
         if not isinstance(path, str | os.PathLike):
             raise ValueError(
-                f"{key}={path!r} is a number here, no path: write it as ./NAME on the command line."
+                f"{field}={path!r} is a number here, no path: write it as ./NAME on the command line."
             )
+    for field, path in folders:
+        for place in (Path(path), *Path(path).parents):
+            if place.exists() and not place.is_dir():
+                raise ValueError(f"{field}={path} is invalid: {place} is a file; give a folder.")
+
+
+def _check_together(config: dict[str, Any]) -> None:
+    """Refuse fields that do not go together."""
+    encoder, views, goals = config["encoder"], config["views"], config["goal_augmentation"]
+    if encoder not in (*ENCODERS, "bundled") and not Path(str(encoder)).exists():
+        raise ValueError(
+            f"encoder={encoder} is neither one of {', '.join(ENCODERS)}, nor bundled, nor a checkpoint."
+        )
+    if config["imagenet"] and encoder not in ENCODERS:
+        raise ValueError(
+            f"imagenet=true begins a network of {', '.join(ENCODERS)} with ImageNet's weights; "
+            f"encoder={encoder} has weights of its own."
+        )
+    if views and config["freeze_below"] != "head":
+        raise ValueError(
+            f"views={views} wants freeze_below=head: features are stored once, so the backbone "
+            f"cannot be trained (freeze_below={config['freeze_below']})."
+        )
+    if goals and views and (config["flip"] or views < 2):
+        raise ValueError(
+            f"goal_augmentation={goals} with views={views} wants flip=0 and two views or more: a "
+            f"stored view has a mirror image of its own (flip={config['flip']})."
+        )
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if config["batch_size"] % processes:
         raise ValueError(
             f"batch_size={config['batch_size']} does not divide over {processes} processes."
         )
-    if (
-        config["encoder"] not in (*ENCODERS, "bundled")
-        and not Path(str(config["encoder"])).exists()
-    ):
-        raise ValueError(
-            f"encoder={config['encoder']} is neither one of {', '.join(ENCODERS)}, nor bundled, "
-            "nor a checkpoint."
-        )
-    pick_device(config["device"])
 
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; of torchrun's processes each has its own GPU.
+
+    Raises:
+        ValueError: it cannot be used here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: torch without CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={name} cannot be used here: {reason}") from error
+    return torch.device(device)
+
+
+def nearest(field: str, among: Iterable[str] = ()) -> str:
+    """ " (did you mean ...?)" with the fields whose names are like this one, or nothing."""
+    known = list(among) or [*RULES, "preset"]
+    found = difflib.get_close_matches(field, known, n=3)
+    return f" (did you mean {', '.join(found)}?)" if found else ""
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """With the fields of "data" as "data.path" and so on."""
+    data = {f"data.{key}": value for key, value in config["data"].items()}
+    return {key: value for key, value in config.items() if key != "data"} | data
+
+
+# --- old names ------------------------------------------------------------------------------------
+
+RENAMED = {"goal_view": "goal_augmentation"}
+RENAMED_VALUES = {"negatives": OLD_NEGATIVES}
+
+
+def _current(field: str, value: Any) -> tuple[str, Any]:
+    """A field and its value as they are called now."""
+    field = RENAMED.get(field, field)
+    values = RENAMED_VALUES.get(field, {})
+    return field, values.get(value, value) if isinstance(value, str) else value
+
+
+def _deprecated(old: str, new: str, stacklevel: int) -> None:
+    message = f"{old} is deprecated: write {new}."
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel + 1)
+
+
+def _given_twice(old: str, new: str) -> ValueError:
+    return ValueError(f"{old} and {new} are one field, given twice: write {new} alone.")
+
+
+def translate(config: dict[str, Any], *, stacklevel: int | None = None) -> dict[str, Any]:
+    """A configuration under the fields' present names.
+
+    Args:
+        stacklevel: of the deprecation warnings; None gives none, as for what an earlier run wrote.
+
+    Raises:
+        ValueError: a field under both of its names. The new one at its default is none that was given:
+            a user's preset stands on config.yaml, which has every field.
+    """
+    out = {}
+    for field, value in config.items():
+        new, now = _current(field, value)
+        if field == new and any(RENAMED[old] == new for old in RENAMED.keys() & config.keys()):
+            continue  # at its default, or an error under the old name
+        if field != new and config.get(new, DEFAULTS[new]) != DEFAULTS[new]:
+            raise _given_twice(field, new)
+        if stacklevel and (field, value) != (new, now):
+            _deprecated(f"{field}={value}", f"{new}={now}", stacklevel)
+        out[new] = now
+    return out
+
+
+# --- the command line -----------------------------------------------------------------------------
 
 PLAIN = re.compile(r"[\w./+-]*", re.ASCII)
 """What Hydra's grammar takes for a word."""
 
 
+def command_line(arguments: list[str]) -> list[str]:
+    """Arguments as Hydra takes them: paths quoted, fields under their present names.
+
+    Raises:
+        ValueError: a field under both of its names.
+    """
+    given = {argument.partition("=")[0].lstrip("+") for argument in arguments}
+    for old, new in RENAMED.items():
+        if {old, new} <= given:
+            raise _given_twice(old, new)
+    return list(map(quoted, map(_renamed, arguments)))
+
+
+def _renamed(argument: str) -> str:
+    field, equals, value = argument.partition("=")
+    bare = field.lstrip("+")
+    new, now = _current(bare, value)
+    if not equals or (new, now) == (bare, value):
+        return argument
+    _deprecated(f"{bare}={value}", f"{new}={now}", stacklevel=3)
+    return f"{field.removesuffix(bare)}{new}={now}"
+
+
 def quoted(argument: str) -> str:
-    """A path, or list of paths, on the command line as Hydra takes it, be there brackets, umlauts or a ``~``
-    in it."""
+    """A path, or list of paths, on the command line as Hydra takes it, be there brackets, umlauts or a
+    ``~`` in it."""
     field, equals, value = argument.partition("=")
     a_path = field in ("data.path", "data.cache", "out_dir", "encoder")
     if not (equals and a_path) or value[:1] in ("'", '"', "$") or value == "???":
@@ -155,6 +344,25 @@ def _quoted(path: str) -> str:
     return path if PLAIN.fullmatch(path) else "'" + path.replace("'", r"\'") + "'"
 
 
+def explain(error: Exception) -> str:
+    """One line of what Hydra says of a command line in several.
+
+    Args:
+        error: of composing the configuration.
+    """
+    said = str(error)
+    if match := re.match(r"Could not override '(.+)'", said):
+        field = match[1]
+        return f"unknown field {field}{nearest(field)}; --help lists all."
+    if match := re.search(r"Could not find 'preset/(.+)'", said):
+        name = match[1]
+        return f"unknown preset {name}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}."
+    lines = said.partition("\n\n")[0].splitlines()  # then come Hydra's search path and options
+    return " ".join(line.strip() for line in lines if not line.startswith("See https://"))
+
+
+# --- a run's own config.yaml ----------------------------------------------------------------------
+
 FREE = frozenset(
     "data.path data.decode data.cache data.workers out_dir steps device precision compile resume "
     "checkpoint_every keep_checkpoints validate_every validation_clips loggers progress".split()
@@ -162,86 +370,31 @@ FREE = frozenset(
 """Fields that may change when a run goes on: the clips may have moved, not changed sides."""
 
 
-def check_resumed(config: dict[str, Any], began: Path) -> None:
+def check_resumed(settings: str, began: Path) -> None:
     """Refuse to go on with other settings than a run began with: ValueError names them.
 
     Args:
-        began: the config.yaml of the run.
+        settings: YAML of the configuration.
+        began: the config.yaml of the run, which may have the fields' old names.
     """
     if not began.exists():
         return
-    old = _read_run(began)
+    old = read_settings(began)
     if old is None:
         raise ValueError(
             f"{began} is of no pre-training run, though there are checkpoints: give another out_dir."
         )
-    old, config = _flat(old), _flat(config)
-    changed = [k for k in config if k in old and k not in FREE and old[k] != config[k]]
+    old, new = _flat(translate(old)), _flat(yaml.safe_load(settings))
+    changed = [k for k in new if k in old and k not in FREE and old[k] != new[k]]
     if changed:
         raise ValueError(
             f"{began.parent} began with {', '.join(f'{k}={old[k]}' for k in changed)}, not "
-            f"{', '.join(f'{k}={config[k]}' for k in changed)}: give those, or another out_dir, or "
+            f"{', '.join(f'{k}={new[k]}' for k in changed)}: give those, or another out_dir, or "
             "resume=false to begin anew."
         )
 
 
-def check_split(split: tuple[Sequence[Clip], Sequence[Clip]], began: Path) -> None:
-    """Refuse to go on where clips have changed sides: ValueError says how many.
-
-    Args:
-        split: training and validation clips.
-        began: what :func:`write_split` wrote when the run began.
-    """
-    if not began.exists():
-        return
-    old = json.loads(began.read_text())
-    training, validation = ([clip.name for clip in clips] for clips in split)
-    now, then = set(validation), set(old["validation"])
-    if now != then:
-        raise ValueError(
-            f"{began.parent} was validated on {len(then)} clips, of which {len(then - now)} are not among "
-            f"those for validation now, and {len(now - then)} are new: give data.path as it was (names count "
-            "from there) and the same clips, or resume=false to begin anew."
-        )
-    if gone_or_new := set(training) ^ set(old["training"]):
-        print(f"training clips have changed since the run began: {len(gone_or_new)} gone or new")
-
-
-def write_split(split: tuple[Sequence[Clip], Sequence[Clip]], path: Path) -> None:
-    """Write the names of the clips on each side, whole or not at all."""
-    training, validation = ([clip.name for clip in clips] for clips in split)
-    part = path.with_suffix(".tmp")
-    part.write_text(json.dumps({"training": training, "validation": validation}, indent=1))
-    os.replace(part, path)
-
-
-WRITTEN = ("config.yaml", "clips.json", "metrics.csv", "curves.png", "logs", "best", "final")
-"""What a run writes into its folder, beside its checkpoints."""
-
-
-def check_new(out: Path, *, resume: bool) -> None:
-    """Refuse to begin a run in a folder with files that it would take for an earlier run's, and replace:
-    ValueError names them. So too, unless ``resume`` is false, where a finished run has lost its checkpoints.
-    """
-    began = out / "config.yaml"
-    checkpoints = any((out / "checkpoints").glob(CHECKPOINT))
-    if _read_run(began) is not None:
-        if resume and not checkpoints and (out / "final").exists():
-            raise ValueError(
-                f"{out} holds a finished run (final) without its checkpoints, so it cannot go on: give "
-                "another out_dir, or resume=false to begin anew and replace it."
-            )
-        return
-    if checkpoints and not began.exists():
-        return  # lost, or of a version that wrote none
-    taken = [name for name in WRITTEN if (out / name).exists()]
-    if taken:
-        raise ValueError(
-            f"{out} holds {', '.join(taken)} of no pre-training run: give another out_dir."
-        )
-
-
-def _read_run(began: Path) -> dict[str, Any] | None:
+def read_settings(began: Path) -> dict[str, Any] | None:
     """A run's config.yaml; None where there is none, or something else."""
     try:
         old = yaml.safe_load(began.read_text())
@@ -249,29 +402,3 @@ def _read_run(began: Path) -> dict[str, Any] | None:
         return None
     ours = isinstance(old, dict) and {"data", "steps", "out_dir"} <= old.keys()
     return old if ours and isinstance(old["data"], dict) else None
-
-
-def write_config(config: dict[str, Any], path: Path) -> None:
-    """Write a run's config.yaml, whole or not at all."""
-    part = path.with_suffix(".tmp")
-    part.write_text(yaml.safe_dump(config, sort_keys=False))
-    os.replace(part, path)
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """With the fields of "data" beside the others, as "data.path" and so on."""
-    data = {f"data.{key}": value for key, value in config["data"].items()}
-    return {key: value for key, value in config.items() if key != "data"} | data
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    # of torchrun's processes each has its own
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: torch without CUDA
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device={name} cannot be used here: {reason}") from error
-    return torch.device(device)

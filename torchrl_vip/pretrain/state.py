@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import csv
-import fcntl
-import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torchrl.record.loggers import get_logger
 
+from torchrl_vip.files import write_whole
 from torchrl_vip.weights import CheckpointError
 
 CHECKPOINT = f"step_{'[0-9]' * 8}.pt"
 """What a checkpoint is called, and no other project's."""
-
-
-@contextmanager
-def sole_run(folder: Path) -> Iterator[None]:
-    """Holds ``folder`` while a run writes there, as two would mix their files.
-
-    Raises:
-        ValueError: another one does.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process, killed or not
-        except BlockingIOError as error:
-            raise ValueError(
-                f"another run writes to {folder}: wait for it, stop it, or give another out_dir."
-            ) from error
-        yield
+LEFTOVERS = (".step_*.part", "step_*.tmp")
+"""What a kill leaves of one that was being written; the second is of the version before."""
 
 
 class Checkpoints:
@@ -66,22 +49,21 @@ class Checkpoints:
             OSError: the disk is full or the folder not writable; what was there before stays.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.path(step).with_suffix(".tmp")
-        try:
-            with open(temporary, "wb") as file:
-                state = {name: part.state_dict() for name, part in self.parts.items()}
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+
+        def write(path: Path) -> None:
+            with open(path, "wb") as file:
                 torch.save({"step": step, **state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # torch's writer has its own type
-            temporary.unlink(missing_ok=True)
+
+        try:
+            write_whole(self.path(step), write)
+        except OSError as error:
             older = self.steps()
-            kept = f"the checkpoint of step {older[0]} is kept" if older else "there is none yet"
+            kept = f"The checkpoint of step {older[0]} is kept" if older else "There is none yet"
             raise OSError(
-                f"the checkpoint of step {step} could not be written to {self.folder} ({error}); "
-                f"{kept}. Make room, then run the same command again."
+                f"the checkpoint of step {step} could not be written: {error} {kept}. Make room, then "
+                "run the same command again."
             ) from error
-        os.replace(temporary, self.path(step))
         for old in self.steps()[self.keep :]:
             self.path(old).unlink(missing_ok=True)
 
@@ -91,8 +73,9 @@ class Checkpoints:
         Raises:
             CheckpointError: all are damaged, or the newest is of another network.
         """
-        for leftover in self.folder.glob("*.tmp"):
-            leftover.unlink(missing_ok=True)
+        for pattern in LEFTOVERS:
+            for leftover in self.folder.glob(pattern):
+                leftover.unlink(missing_ok=True)
         remedy = "Delete it, or pass resume=false, to start from step 0."
         damaged = []
         for step in self.steps():
@@ -166,12 +149,15 @@ class MetricsLog:
         if path.exists() and first:
             with open(path, newline="") as file:
                 rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit()]
-        temporary = path.with_suffix(".tmp")  # a kill here must not cost the log
-        with open(temporary, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["step", "metric", "value"])
-            writer.writerows(row for row in rows if int(row[0]) <= first)
-        os.replace(temporary, path)
+
+        def write(part: Path) -> None:
+            with open(part, "w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["step", "metric", "value"])
+                writer.writerows(row for row in rows if int(row[0]) <= first)
+
+        write_whole(path, write)  # a kill here must not cost the log
+        self.path = path
         self.file = open(path, "a", newline="", buffering=1)
         self.writer = csv.writer(self.file)
         folder, name = path.parent / "logs", path.parent.resolve().name
@@ -179,7 +165,8 @@ class MetricsLog:
             shutil.rmtree(folder, ignore_errors=True)
         for file in folder.rglob("scalars/**/*.csv"):  # "validation/voc" is a folder deeper
             rows = [row for row in file.read_text().splitlines(True) if row.endswith("\n")]
-            file.write_text("".join(row for row in rows if int(row.split(",")[0]) <= first))
+            kept = "".join(row for row in rows if int(row.split(",")[0]) <= first)
+            write_whole(file, lambda part, kept=kept: part.write_text(kept))
         self.loggers = [get_logger(kind, str(folder / kind), name) for kind in loggers]
         for kind, logger in zip(loggers, self.loggers, strict=True):
             if kind == "tensorboard" and first:  # what it has after ``first`` comes again
@@ -196,3 +183,59 @@ class MetricsLog:
         for logger in self.loggers:
             for key, value in {**metrics, **(timing or {})}.items():
                 logger.log_scalar(key, value, step=step)
+
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        """metric -> its (step, value), in order of time, those before a resume too."""
+        curves = defaultdict(list)
+        with open(self.path, newline="") as file:
+            for row in csv.DictReader(file):
+                curves[row["metric"]].append((int(row["step"]), float(row["value"])))
+        return dict(curves)
+
+
+def plot_curves(curves: dict[str, list[tuple[int, float]]], picture: Path) -> None:
+    """Draw every metric of :meth:`MetricsLog.curves` against the step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    if not curves:
+        return
+    columns = 4
+    figure, axes = plt.subplots(
+        -(-len(curves) // columns),
+        columns,
+        figsize=(16, 3 * -(-len(curves) // columns)),
+        squeeze=False,
+    )
+    for axis in axes.flat[len(curves) :]:
+        axis.axis("off")
+    for axis, (name, points) in zip(axes.flat, sorted(curves.items()), strict=False):
+        steps, values = zip(*points, strict=True)
+        axis.plot(steps, values, marker="o" if len(steps) < 30 else None, markersize=3)
+        axis.set_title(name)
+        axis.set_xlabel("step")
+    figure.tight_layout()
+    write_whole(picture, lambda part: figure.savefig(part, dpi=80, format="png"))
+    plt.close(figure)
+
+
+def verdict(metric: str, curve: list[tuple[int, float]]) -> str:
+    """Whether training helped, in a sentence.
+
+    Args:
+        metric: that marks the best.
+        curve: its (step, value), from step 0 on.
+    """
+    if len(curve) < 2:
+        return "whether training helped is not known: nothing was validated."
+    (_, start), (last, end) = curve[0], curve[-1]
+    best_step, best = max(curve[1:], key=lambda point: point[1])
+    helped = "helped" if end > start else "did not help"
+    if end <= start < best:
+        helped = "helped at first and then hurt (take best/)"
+    return (
+        f"training {helped}: {metric} was {start:.3f} at step 0, {end:.3f} at the end (step {last}) and "
+        f"{best:.3f} at its best (step {best_step})."
+    )

@@ -1,11 +1,10 @@
-"""What a run measures of itself: held-out clips, the reward's scale, a picture of the curves."""
+"""What a run measures of itself: held-out clips, and the reward's scale."""
 
 from __future__ import annotations
 
-import csv
+import warnings
 from collections import defaultdict
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ import torch
 from torchrl_vip.data.sampler import VIPSampler
 from torchrl_vip.data.video import FrameTable
 from torchrl_vip.encoders import FrozenEncoder, VIPEncoder
-from torchrl_vip.evaluation.calibration import typical_distance
+from torchrl_vip.evaluation.calibration import typical_approach, typical_distance
 from torchrl_vip.evaluation.clips import LabelledClip, embed_clips, score_groups, summarise
 from torchrl_vip.evaluation.metrics import effective_rank
 from torchrl_vip.losses import EmbeddingLoss, VIPLoss
@@ -29,8 +28,8 @@ def labelled_clips(table: FrameTable, most: int, *, ends: bool = False) -> list[
             groups[str(clip.scene or (clip.name, i))].append(i)  # names may be twice in two sources
     names, count = list(groups), sum(map(len, groups.values()))
     share = min(1.0, most / max(count, 1))
-    chosen = [(names[n], i) for n in _spread(len(names), max(1, round(share * len(names))))
-              for i in groups[names[n]]]  # fmt: skip
+    whole = _spread(len(names), max(1, round(share * len(names))))
+    chosen = [(names[n], i) for n in whole for i in groups[names[n]]]
     return [
         LabelledClip(
             frames=table.clip_ends(i) if ends else table.clip_frames(i),
@@ -51,40 +50,44 @@ def validate(
     encoder: VIPEncoder,
     objective: EmbeddingLoss,
     table: FrameTable | None,
-    config: dict[str, Any],
-    dtype: torch.dtype,
+    *,
+    clips: int = 48,
+    self_transition: float = 0.0,
+    stride: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, float]:
     """Metrics on validation clips, as ``validation/<metric>``; empty without clips.
 
     The means over groups of :func:`torchrl_vip.evaluation.clips.score_groups`, the objective's loss
     on one fixed draw without augmentation, the embedding's mean norm and effective rank.
+
+    Args:
+        clips: how many at most.
+        self_transition, stride: of that draw, see :class:`torchrl_vip.data.sampler.VIPSampler`.
+        dtype: of the network's arithmetic.
     """
     if table is None:
         return {}
-    clips = labelled_clips(table, config["validation_clips"])
+    labelled = labelled_clips(table, clips)
     frozen = FrozenEncoder(encoder, dtype=dtype)
-    z = embed_clips(frozen, clips)
-    metrics = {name: mean for name, (mean, *_) in summarise(score_groups(z, clips)).items()}
+    z = embed_clips(frozen, labelled)
+    metrics = {name: mean for name, (mean, *_) in summarise(score_groups(z, labelled)).items()}
     frames = np.concatenate(z)
     metrics["embedding_norm"] = float(np.linalg.norm(frames, axis=-1).mean())
     # Some frames will do: the cost grows with the square of the dimension.
     metrics["effective_rank"] = effective_rank(frames[:: max(1, len(frames) // 2000)])
-    metrics["loss"] = validation_loss(frozen, objective, table, config)
+    sampler = VIPSampler(
+        table.start, table.length, self_transition=self_transition, stride=stride, seed=0
+    )
+    metrics["loss"] = validation_loss(frozen, objective, table, sampler)
     return {f"validation/{name}": value for name, value in metrics.items()}
 
 
 @torch.no_grad()
 def validation_loss(
-    encoder: FrozenEncoder, objective: EmbeddingLoss, table: FrameTable, config: dict[str, Any]
+    encoder: FrozenEncoder, objective: EmbeddingLoss, table: FrameTable, sampler: VIPSampler
 ) -> float:
-    """The objective without penalties on the same sub-clips each time; this process's own."""
-    sampler = VIPSampler(
-        table.start,
-        table.length,
-        self_transition=config["self_transition"],
-        stride=config["stride"],
-        seed=0,
-    )
+    """The objective without penalties on the sampler's next sub-clips; this process's own."""
     index, info = sampler.sample(table.storage, 64)
     z = encoder(table.storage.get(index)["pixels"]).unflatten(0, (-1, 4))
     if isinstance(objective, VIPLoss):
@@ -93,63 +96,60 @@ def validation_loss(
     return loss.item()
 
 
+RESOLUTION = 1e-4
+"""A distance below this share of the embedding's norm is the network's rounding, no motion."""
+
+
 def reward_calibration(encoder: VIPEncoder, table: FrameTable, most: int = 200) -> dict[str, float]:
-    """Typical distance from a clip's first frame to its last, over training clips.
+    """What training clips say of the reward's scale, from their first and last frames.
 
     Returns:
-        ``reward_scale``: 1 / that distance, so that a success returns about 1; and
-        ``typical_distance``. Empty where no clip is a success.
+        ``typical_distance`` from a success's first frame to its last; ``reward_scale``, 1 / that, so that
+        a success returns about 1 with its own end as goal; and ``reward_scale_other``, with which it
+        returns about 1 with the end of another success of the same scene as goal, where a scene holds
+        two. Empty where no clip is a success, and with a warning where none moves.
     """
     clips = labelled_clips(table, most, ends=True)
     if not clips:
         return {}
     z = embed_clips(FrozenEncoder(encoder), clips)
-    distance = typical_distance(z, clips)
-    return {"typical_distance": distance, "reward_scale": 1 / max(distance, 1e-8)}
+    least = RESOLUTION * float(np.linalg.norm(np.concatenate(z), axis=-1).mean())
+    distance, approach = typical_distance(z, clips), typical_approach(z, clips)
+    if not distance > least:
+        warnings.warn(
+            f"no reward_scale: the typical clip's last frame is where its first one is ({distance:.2g} "
+            "apart in the embedding). Give clips in which the task is done from start to end.",
+            stacklevel=2,
+        )
+        return {}
+    scales = {"typical_distance": distance, "reward_scale": 1 / distance}
+    if approach is None:
+        return scales
+    if not approach > least:
+        warnings.warn(
+            "no reward_scale_other: the typical success comes no nearer to the end of another one "
+            f"({approach:.2g} in the embedding).",
+            stacklevel=2,
+        )
+        return scales
+    return scales | {"reward_scale_other": 1 / approach}
 
 
-def marks_best(metrics: dict[str, float], name: str) -> float | None:
-    """The metric that marks the best, None without validation clips.
+def best_metric(metrics: Collection[str], name: str) -> str:
+    """The metric that marks the best: ``name``, or voc_own for voc where no two clips share a group.
 
     Raises:
         ValueError: nothing measured has this name.
     """
-    if name == "validation/voc" and name not in metrics:  # no two clips share a group
+    if name == "validation/voc" and name not in metrics:
         name = "validation/voc_own"
-    if metrics and name not in metrics:
+    if name not in metrics:
         order = name in ("validation/voc", "validation/voc_own")
         reason = "no validation clip is a success" if order else "nothing of this name is measured"
         raise ValueError(f"best={name}: {reason}; choose one of {', '.join(sorted(metrics))}.")
-    return metrics.get(name)
+    return name
 
 
-def plot_curves(metrics: Path, picture: Path) -> None:
-    """Draw every logged metric of a run against the step."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    curves = defaultdict(list)
-    with open(metrics, newline="") as file:
-        for row in csv.DictReader(file):
-            curves[row["metric"]].append((int(row["step"]), float(row["value"])))
-    if not curves:
-        return
-    columns = 4
-    figure, axes = plt.subplots(
-        -(-len(curves) // columns),
-        columns,
-        figsize=(16, 3 * -(-len(curves) // columns)),
-        squeeze=False,
-    )
-    for axis in axes.flat[len(curves) :]:
-        axis.axis("off")
-    for axis, (name, points) in zip(axes.flat, sorted(curves.items()), strict=False):
-        steps, values = np.array(points).T
-        axis.plot(steps, values, marker="o" if len(steps) < 30 else None, markersize=3)
-        axis.set_title(name)
-        axis.set_xlabel("step")
-    figure.tight_layout()
-    figure.savefig(picture, dpi=80)
-    plt.close(figure)
+def marks_best(metrics: dict[str, float], name: str) -> float | None:
+    """The value of :func:`best_metric`, None where nothing was validated."""
+    return metrics[best_metric(metrics, name)] if metrics else None
