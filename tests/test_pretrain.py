@@ -77,6 +77,7 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
         ("data.wokers=3", r"error: unknown field data.wokers \(did you mean data.workers.*\?\)"),
         ("presett=sim", r"error: unknown field presett \(did you mean preset"),
         ("preset=null", "error: .*Got NoneType"),
+        ("encoder=${nope}", "error: Interpolation key 'nope' not found"),
         ("lr=[1", r"error: no viable alternative at input '\[1'"),
         ("+stepz=3", "error: unknown or missing fields stepz"),
         ("+data.wokers=3", "error: unknown or missing fields data.wokers"),
@@ -246,8 +247,9 @@ def test_old_names_in_a_preset_of_one_s_own(clips, tmp_path, monkeypatch, capsys
     assert "steps=0 is invalid" in text and "unknown" not in text
     assert "write negatives=separate" in str([str(warning.message) for warning in said])
     assert any(Path(warning.filename).name == "__main__.py" for warning in said)  # so it is shown
-    text = refused(monkeypatch, capsys, *where, "goal_augmentation=0.25")
-    assert "goal_view and goal_augmentation are one field, given twice" in text
+    for value in ("0.25", "0.0"):  # the default too, as it was written
+        text = refused(monkeypatch, capsys, *where, f"goal_augmentation={value}")
+        assert "error: goal_view and goal_augmentation are one field, given twice" in text
 
 
 # --- the pieces -----------------------------------------------------------------------------------

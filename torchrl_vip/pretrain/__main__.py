@@ -16,14 +16,20 @@ from omegaconf import DictConfig, OmegaConf
 @hydra.main(version_base=None, config_path=".", config_name="config")
 def main(config: DictConfig) -> None:
     from torchrl_vip.pretrain import processes
+    from torchrl_vip.pretrain.config import check_spellings, explain
     from torchrl_vip.pretrain.trainer import pretrain
     from torchrl_vip.weights import CheckpointError
 
-    missing = OmegaConf.missing_keys(config)
-    if missing:
-        sys.exit(f"missing {', '.join(f'{k}=...' for k in sorted(missing))}; see --help.")
     try:
-        final = pretrain(OmegaConf.to_container(config, resolve=True))
+        missing = OmegaConf.missing_keys(config)
+        if missing:
+            sys.exit(f"missing {', '.join(f'{k}=...' for k in sorted(missing))}; see --help.")
+        check_spellings(sys.argv[1:], old=config)
+        settings = OmegaConf.to_container(config, resolve=True)
+    except ValueError as error:
+        sys.exit(f"error: {explain(error)}")
+    try:
+        final = pretrain(settings)
     except (ValueError, OSError, ImportError, CheckpointError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
@@ -74,7 +80,7 @@ def command() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # it hands its errors over instead of printing them
     try:
         main()
-    except (HydraException, ValueError) as error:  # pretrain's own have been told in main
+    except (HydraException, ValueError) as error:  # those of pretrain end in main
         sys.exit(f"error: {explain(error)}")
 
 

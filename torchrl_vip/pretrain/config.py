@@ -156,7 +156,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
         )
     values = _flat(config)
     if wrong := sorted(values.keys() ^ RULES.keys()):
-        near = [nearest(field) for field in wrong if field in values]
+        near = [nearest(field, RULES) for field in wrong if field in values]
         raise ValueError(
             f"unknown or missing fields {', '.join(wrong)}{''.join(near)}; see config.yaml."
         )
@@ -238,10 +238,9 @@ def pick_device(name: str) -> torch.device:
     return torch.device(device)
 
 
-def nearest(field: str, among: Iterable[str] = ()) -> str:
-    """ " (did you mean ...?)" with the fields whose names are like this one, or nothing."""
-    known = list(among) or [*RULES, "preset"]
-    found = difflib.get_close_matches(field, known, n=3)
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known names that are like this one, as a question in brackets; empty where none is."""
+    found = difflib.get_close_matches(name, known, n=3)
     return f" (did you mean {', '.join(found)}?)" if found else ""
 
 
@@ -308,11 +307,17 @@ def command_line(arguments: list[str]) -> list[str]:
     Raises:
         ValueError: a field under both of its names.
     """
-    given = {argument.partition("=")[0].lstrip("+") for argument in arguments}
-    for old, new in RENAMED.items():
-        if {old, new} <= given:
-            raise _given_twice(old, new)
+    check_spellings(arguments, arguments)
     return list(map(quoted, map(_renamed, arguments)))
+
+
+def check_spellings(arguments: list[str], old: Iterable[str]) -> None:
+    """Refuse a field that the command line gives, and ``old``, a preset or the command line too, under
+    its old name: ValueError."""
+    given, before = ({name.partition("=")[0].lstrip("+") for name in x} for x in (arguments, old))
+    for name, new in RENAMED.items():
+        if new in given and name in before:
+            raise _given_twice(name, new)
 
 
 def _renamed(argument: str) -> str:
@@ -353,7 +358,7 @@ def explain(error: Exception) -> str:
     said = str(error)
     if match := re.match(r"Could not override '(.+)'", said):
         field = match[1]
-        return f"unknown field {field}{nearest(field)}; --help lists all."
+        return f"unknown field {field}{nearest(field, [*RULES, 'preset'])}; --help lists all."
     if match := re.search(r"Could not find 'preset/(.+)'", said):
         name = match[1]
         return f"unknown preset {name}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}."

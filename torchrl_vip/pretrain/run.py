@@ -122,14 +122,15 @@ class Run:
             best_metric(metrics, self.metric)  # its name is refused before anything is cleared
         self._delete_leftovers()
         if self.done:
-            print(
-                f"resumed from step {self.done} of {self.total} ({self.checkpoints.path(self.done)})"
-            )
+            newest = self.checkpoints.path(self.done)
+            print(f"resumed from step {self.done} of {self.total} ({newest})")
         else:
             self.checkpoints.clear()
-            write_split(parts.tables.split, self.folder / "clips.json", parts.tables.skipped)
+        # The settings first: by them a run that is killed here is known as one.
         config = self.folder / "config.yaml"
         write_whole(config, lambda part: part.write_text(self.settings))
+        if not self.done:
+            write_split(parts.tables.split, self.folder / "clips.json", parts.tables.skipped)
         self.metrics = MetricsLog(self.folder / "metrics.csv", self.done, self.loggers)
         self.metrics.write(0, metrics)
 
@@ -204,9 +205,8 @@ class Run:
         """
         if self.first_process:
             self._save_encoder(average.module, "final")
-            if math.isinf(
-                self.best.value
-            ):  # nothing was validated: what is there is of a run before
+            if math.isinf(self.best.value):
+                # Nothing was validated: what is there is of a run before.
                 shutil.rmtree(self.folder / "best", ignore_errors=True)
             curves = self.metrics.curves()
             measured = [name for name in curves if name.startswith("validation/")]

@@ -226,16 +226,16 @@ def verdict(metric: str, curve: list[tuple[int, float]]) -> str:
 
     Args:
         metric: that marks the best.
-        curve: its (step, value), from step 0 on.
+        curve: its (step, value), the first one before training.
     """
     if len(curve) < 2:
         return "whether training helped is not known: nothing was validated."
-    (_, start), (last, end) = curve[0], curve[-1]
+    (first, start), (last, end) = curve[0], curve[-1]
     best_step, best = max(curve[1:], key=lambda point: point[1])
     helped = "helped" if end > start else "did not help"
     if end <= start < best:
         helped = "helped at first and then hurt (take best/)"
     return (
-        f"training {helped}: {metric} was {start:.3f} at step 0, {end:.3f} at the end (step {last}) and "
-        f"{best:.3f} at its best (step {best_step})."
+        f"training {helped}: {metric} was {start:.3f} at step {first}, {end:.3f} at the end (step {last}) "
+        f"and {best:.3f} at its best (step {best_step})."
     )

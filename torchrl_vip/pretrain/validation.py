@@ -117,8 +117,8 @@ def reward_calibration(encoder: VIPEncoder, table: FrameTable, most: int = 200) 
     distance, approach = typical_distance(z, clips), typical_approach(z, clips)
     if not distance > least:
         warnings.warn(
-            f"no reward_scale: the typical clip's last frame is where its first one is ({distance:.2g} "
-            "apart in the embedding). Give clips in which the task is done from start to end.",
+            "no reward_scale: the typical clip's last frame is where its first one is in the embedding. "
+            "Give clips in which the task is done from start to end.",
             stacklevel=2,
         )
         return {}
@@ -127,8 +127,7 @@ def reward_calibration(encoder: VIPEncoder, table: FrameTable, most: int = 200) 
         return scales
     if not approach > least:
         warnings.warn(
-            "no reward_scale_other: the typical success comes no nearer to the end of another one "
-            f"({approach:.2g} in the embedding).",
+            "no reward_scale_other: the typical success comes no nearer to the end of another one.",
             stacklevel=2,
         )
         return scales
