@@ -63,7 +63,7 @@ def interrupted(out: Path, resume: bool) -> None:
 
 
 def command() -> None:
-    """What stands on the command line, from old names and Hydra's own errors to an exit status."""
+    """Translate the command line, run, and say in one line what Hydra says in several."""
     from torchrl_vip.pretrain.config import command_line, explain
 
     try:

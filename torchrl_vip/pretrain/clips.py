@@ -78,14 +78,19 @@ def split_clips(clips: list[Clip], validation: float | list, hold_out: list) -> 
     if isinstance(validation, list):
         chosen = [_labelled(clip, validation) for clip in clips]
     else:
-        draws = [_group_draw(clip) for clip in clips]
-        if len(set(draws)) > 1 and validation > 0:
-            validation = max(validation, min(draws) + 1e-9)
-        if draws and validation < 1:
-            validation = min(validation, max(draws))
-        chosen = [drawn < validation for drawn in draws]
+        chosen = _drawn(clips, validation)
     pairs = list(zip(clips, chosen, strict=True))
     return Split([clip for clip, c in pairs if not c], [clip for clip, c in pairs if c])
+
+
+def _drawn(clips: list[Clip], share: float) -> list[bool]:
+    """Which clips a share of the groups has."""
+    draws = [_group_draw(clip) for clip in clips]
+    if len(set(draws)) > 1 and share > 0:
+        share = max(share, min(draws) + 1e-9)
+    if draws and share < 1:
+        share = min(share, max(draws))
+    return [drawn < share for drawn in draws]
 
 
 def _labelled(clip: Clip, values: list) -> bool:
