@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import json
 import random
 import re
@@ -268,13 +269,21 @@ def test_clips_in_which_nothing_moves_train_without_a_scale(tmp_path: Path) -> N
 
 def test_an_interruption_says_where_the_run_goes_on(clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    arguments = command(clips, out, "steps=100000", "loggers=[]")
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
-    while not newest(out / "checkpoints"):
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=120)[1]
+    process = subprocess.Popen(
+        command(clips, out, "steps=100000", "loggers=[]"),
+        stderr=subprocess.PIPE,
+        text=True,
+        # not ignored, as it is in what a shell starts in the background
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        while not newest(out / "checkpoints"):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
     assert process.returncode == 130 and "Traceback" not in said
     step = newest(out / "checkpoints")
     assert f"interrupted: the same command goes on from step {step} (" in said
