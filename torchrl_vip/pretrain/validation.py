@@ -96,8 +96,9 @@ def validation_loss(
     return loss.item()
 
 
-RESOLUTION = 1e-4
-"""A distance below this share of the embedding's norm is the network's rounding, no motion."""
+LEAST_MOTION = 0.01
+"""Share of the embedding's norm. The ends of real clips are .2 to .7 of it apart (eight of DROID, by either
+bundled encoder), those of a still picture as a video file .002, by coding and rounding."""
 
 
 def reward_calibration(encoder: VIPEncoder, table: FrameTable, most: int = 200) -> dict[str, float]:
@@ -113,7 +114,7 @@ def reward_calibration(encoder: VIPEncoder, table: FrameTable, most: int = 200) 
     if not clips:
         return {}
     z = embed_clips(FrozenEncoder(encoder), clips)
-    least = RESOLUTION * float(np.linalg.norm(np.concatenate(z), axis=-1).mean())
+    least = LEAST_MOTION * float(np.linalg.norm(np.concatenate(z), axis=-1).mean())
     distance, approach = typical_distance(z, clips), typical_approach(z, clips)
     if not distance > least:
         warnings.warn(
