@@ -15,9 +15,9 @@ import torch
 from clips import greys, ramp, write_folder
 from torchvision.io import write_png
 
-from torchrl_vip.data import video
+from torchrl_vip.data import frame_table
 from torchrl_vip.data.sources import Clip, find_clips
-from torchrl_vip.data.video import decode_once, read_clip, write_video
+from torchrl_vip.data.video import decode_lazily, decode_once, read_clip, write_video
 
 
 def decode(folder: Path, cache: Path, size: int = 8):
@@ -84,7 +84,7 @@ def test_broken_clips_are_skipped_and_named_and_the_others_are_whole(tmp_path: P
 def test_what_failed_once_is_tried_again(tmp_path: Path, monkeypatch) -> None:
     write_folder(tmp_path / "clips" / "a", 3)
     write_folder(tmp_path / "clips" / "b", 3, first=100)
-    read = video.read_frames
+    read = frame_table.read_frames
     for broken, readable in (("a", ["b"]), ("", ["a", "b"])):
 
         def read_frames(path, span, broken=broken):
@@ -94,7 +94,7 @@ def test_what_failed_once_is_tried_again(tmp_path: Path, monkeypatch) -> None:
                 raise OSError("disk")
             yield from frames
 
-        monkeypatch.setattr(video, "read_frames", read_frames)
+        monkeypatch.setattr(frame_table, "read_frames", read_frames)
         table = decode(tmp_path / "clips", tmp_path / "cache")
         assert [clip.name for clip in table.clips] == readable
     assert [greys(table.clip_frames(i)) for i in range(2)] == [[0, 10, 20], [100, 110, 120]]
@@ -113,7 +113,7 @@ def test_a_telephone_held_upright_films_upright(tmp_path: Path) -> None:
         turned = ["-c", "copy", "-metadata:s:v", f"rotate={turn}", str(source / f"{name}.mp4")]
         subprocess.run([ffmpeg, "-v", "error", "-i", str(lying), *turned], check=True)
     once = decode(source, tmp_path / "cache")
-    lazily = video.decode_lazily(find_clips(source), 8, progress=False)
+    lazily = decode_lazily(find_clips(source), 8, progress=False)
     for i in range(3):
         a, b = once.clip_frames(i)[0].float(), lazily.clip_frames(i)[0].float()
         assert (a - b).abs().mean() < 8, once.clips[i].name
@@ -127,9 +127,9 @@ def test_nothing_readable_is_an_error_with_every_reason(tmp_path: Path) -> None:
 
 
 def test_only_new_and_changed_clips_are_decoded(tmp_path: Path, monkeypatch) -> None:
-    decoded, read = [], video.read_frames
+    decoded, read = [], frame_table.read_frames
     monkeypatch.setattr(
-        video,
+        frame_table,
         "read_frames",
         lambda path, span: decoded.append(path.name) or read(path, span),
     )
@@ -159,7 +159,8 @@ def test_hours_of_video_are_decoded_frame_by_frame(tmp_path: Path, monkeypatch) 
             most = max(most, len(alive))
             yield frame
 
-    monkeypatch.setattr(video, "read_frames", read_frames)
+    monkeypatch.setattr(frame_table, "read_frames", read_frames)
+    monkeypatch.setattr(frame_table, "measure", lambda path, span: (200, ""))
     clips = [Clip(tmp_path / name, name) for name in "aab"]  # one of them twice
     table = decode_once(clips, 8, tmp_path, progress=False)
     assert [greys(table.clip_frames(i)) for i in range(3)] == [list(range(200))] * 3
@@ -203,7 +204,7 @@ def test_a_damaged_cache_is_an_error_that_says_what_to_delete(tmp_path, file, me
 # Decodes 40 folders slowly, so that a signal or a second process meets it half way.
 DECODE = """
 import sys, time
-from torchrl_vip.data import video
+from torchrl_vip.data import frame_table
 from torchrl_vip.data.sources import find_clips
 read = video.read_clip
 video.read_clip = lambda clip, size: time.sleep(0.05) or read(clip, size)

@@ -80,3 +80,12 @@ def _failure(path: Path, error: BaseException, written: int) -> OSError:
         free = f"its folder {path.parent} cannot be read"
     message = f"{path} could not be written ({reason}) after {written / 1e6:,.1f} MB; {free}."
     return OSError(message)
+
+
+def is_lfs_pointer(path: str | os.PathLike) -> bool:
+    """Whether a file is the note that Git LFS leaves where a file was not fetched."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(42).startswith(b"version https://git-lfs.github.com/spec/v1")
+    except OSError:
+        return False

@@ -18,6 +18,11 @@ from torchrl_vip.functional import to_chw
 ONE_FOR_ALL = torch.Size([])
 """Batch shape of a goal that is not stacked."""
 
+from torchrl_vip.files import is_lfs_pointer
+
+MOST_PIXELS = 64_000_000
+"""Of an image that is decoded whole, 192 MB: a larger one is a mistake, or meant to fill the memory."""
+
 
 class ImageEmbedder(Protocol):
     """What embeds the images of one camera: a :class:`torchrl_vip.VIPTransform`."""
@@ -143,7 +148,8 @@ def read_image(goal: Any, what: str = "goal") -> Tensor:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that is no readable image.
+        ValueError: a file that is no readable image, or an image of more than MOST_PIXELS; a JPEG is
+            decoded at a reduced size instead.
         TypeError: something that is no image, path, array or tensor.
     """
     if isinstance(goal, Tensor):
@@ -159,8 +165,10 @@ def read_image(goal: Any, what: str = "goal") -> Tensor:
             UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError
         ) as error:  # fmt: skip
             # a PNG that is broken between its chunks is a SyntaxError to Pillow
+            lfs = "a Git LFS pointer in its place: run git lfs pull there"
+            reason = lfs if is_lfs_pointer(path) else error
             raise ValueError(
-                f"image {path} cannot be read; wanted a PNG, JPEG, GIF or WebP ({error})."
+                f"image {path} cannot be read; wanted a PNG, JPEG, GIF or WebP ({reason})."
             ) from error
     if isinstance(goal, Image.Image):
         goal = np.array(_upright(goal))
@@ -174,6 +182,12 @@ def read_image(goal: Any, what: str = "goal") -> Tensor:
 
 def _upright(image: Image.Image) -> Image.Image:
     """As RGB, the way up that a telephone or camera held otherwise says in the file."""
+    if image.width * image.height > MOST_PIXELS:
+        image.draft("RGB", (2048, 2048))  # a JPEG's decoder can leave out detail, others cannot
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels, the limit is {MOST_PIXELS // 10**6} million: resize it"
+        )
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # Pillow would cut off what is above 255
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
