@@ -24,12 +24,14 @@ class Moments:
         fps: frames a second of the data set, which may differ from the video's.
         count: number of frames that the data set announces.
         end: seconds, where the part ends; None where that is not known.
+        is_alone: whether the file holds nothing else; with ``count`` frames it is taken frame by frame.
     """
 
     start: float
     fps: float
     count: int
     end: float | None = None
+    is_alone: bool = False
 
 
 @dataclass(frozen=True)

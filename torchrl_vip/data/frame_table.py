@@ -25,8 +25,8 @@ from torchrl.data import Storage, TensorStorage
 from tqdm import tqdm
 
 from torchrl_vip.data.clip import Clip, Moments
-from torchrl_vip.data.decoding import probe
 from torchrl_vip.data.reading import check_two, measure, read_frames, to_square
+from torchrl_vip.data.video_file import probe
 
 VERSION = 2
 """Of what is decoded: 1 took no notice of pixel aspect, mirror images, covers and what is cut short."""
@@ -68,12 +68,13 @@ class FrameTable:
 
 
 def by_name(clips: Sequence[Clip], said: Sequence[str | None]) -> dict[str, str]:
-    """What is said of clips, by their names; of others nothing."""
+    """What is said of clips, which names them, by their names; of others nothing."""
     named: dict[str, str] = {}
     for clip, text in zip(clips, said, strict=True):
         if text:  # two sources may have the same names, several clips one file
             names = (clip.name, str(clip.path), f"{clip.path} {clip.span}")
-            named[next((n for n in names if n not in named), names[-1])] = text
+            said_of = text if clip.name in text else f"{clip.name}: {text}"
+            named[next((n for n in names if n not in named), names[-1])] = said_of
     return named
 
 
@@ -279,7 +280,7 @@ def _earlier(clip: Clip) -> tuple[str, int | None]:
         file, span, count = probe(clip.path), clip.span, measure(clip.path, clip.span)[0]
         if isinstance(span, Moments):  # LeRobot: v2's files are whole, v3's are spans of frames
             first = round(span.start * span.fps)
-            span = None if span.end is None else (first, first + span.count)
+            span = None if span.is_alone else (first, first + span.count)
             rows = file.rows_at(clip.span)[0].tolist()
             same = rows == list(range(len(file)) if span is None else range(*span))
         else:

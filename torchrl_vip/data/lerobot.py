@@ -222,7 +222,7 @@ class _Dataset:
                 raise ValueError(f"info.json has fps={self.info.get('fps')}: wanted a number.")
             if start < -1 / fps or (end is not None and end <= start):
                 raise ValueError(f"it lasts from {start} to {end} s: wanted ascending times.")
-        return path, fps and Moments(max(start, 0.0), fps, length, end)
+        return path, fps and Moments(max(start, 0.0), fps, length, end, self.layout == 2)
 
     def _images(self, camera: str, index: int, length: int, row: dict) -> tuple[Path, Any]:
         names = self._names(camera, index, row, "data/")

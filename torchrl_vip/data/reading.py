@@ -13,8 +13,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from torchrl_vip.data.clip import IMAGE_SUFFIXES, Clip, ImageColumn, Moments, Part, check_count
-from torchrl_vip.data.decoding import probe
 from torchrl_vip.data.image_column import image_rows, read_images
+from torchrl_vip.data.video_file import probe
 from torchrl_vip.goals import read_image
 
 
@@ -33,7 +33,9 @@ def read_frames(path: str | Path, span: Part = None) -> Iterator[Tensor]:
     elif path.is_dir():
         yield from map(_image, _files(path, span)[0])
     elif span is None:
-        yield from probe(path).frames()
+        file = probe(path)
+        file.check_whole()
+        yield from file.frames()
     else:
         yield from probe(path).frames(_rows(path, span)[0].tolist())
 
@@ -50,7 +52,8 @@ def measure(path: Path, span: Part = None) -> tuple[int, str]:
         files, note = _files(path, span)
         return len(files), note
     if span is None:
-        return len(probe(path)), ""
+        file = probe(path)
+        return len(file), file.check_whole()
     rows, note = _rows(path, span)
     return len(rows), note
 
