@@ -1,5 +1,6 @@
 """VIP for TorchRL: rewards for robots from nothing but a goal image."""
 
+from torchrl_vip.configs import register_configs
 from torchrl_vip.encoders import ENCODERS, FrozenEncoder, VIPEncoder
 from torchrl_vip.functional import camera_weights, goal_distance, goal_reward, preprocess, vip_loss
 from torchrl_vip.losses import VIPLoss
@@ -22,6 +23,7 @@ __all__ = [
     "goal_reward",
     "load_vip",
     "preprocess",
+    "register_configs",
     "save_vip",
     "vip_loss",
 ]
