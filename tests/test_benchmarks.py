@@ -224,6 +224,34 @@ def test_success_curves_are_drawn(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "success_curves.png").exists()
 
 
+def test_wilson_interval_by_hand():
+    import sac_seeds
+
+    low, high = sac_seeds.wilson(0.5, 4, z=2.0)  # z * z = n: half a width is sqrt(1 / 16 + 1 / 16)
+    assert low == pytest.approx(0.5 - 0.125**0.5) and high == pytest.approx(0.5 + 0.125**0.5)
+    assert sac_seeds.wilson(1.0, 4, z=2.0) == pytest.approx((0.5, 1.0))
+
+
+@pytest.mark.slow
+def test_sac_minimal_is_tabulated_and_only_read_again(tmp_path):
+    pytest.importorskip("metaworld")
+    command = [sys.executable, str(ROOT / "benchmarks/sac_seeds.py"), "--smoke", "--seeds", "3"]
+    command += ["--rewards", "vip", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    first = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert first.returncode == 0, first.stderr
+    (row,) = json.loads((tmp_path / "sac_minimal.json").read_text())
+    assert row["seed"] == 3 and [step for step, _ in row["curve"]] == [400]
+    assert "python examples/sac_minimal.py --task button-press-v3" in row["about"]["command"]
+    (success,) = (tmp_path / "runs").glob("*/success.csv")
+    success.write_text("step,success\n400,0.5\n")  # not played again
+    other = row | {"reward": "sparse"}
+    (tmp_path / "sac_minimal.json").write_text(json.dumps([row, other]))
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 0, again.stderr
+    table = (tmp_path / "sac_minimal.md").read_text()
+    assert "25/50 = 0.50 [0.37, 0.63]" in table and "| sparse | 3 |" in table
+
+
 @pytest.mark.slow
 def test_online_rl_runs_and_is_only_read_again(tmp_path):
     pytest.importorskip("metaworld")

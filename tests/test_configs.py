@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -99,6 +100,20 @@ def test_a_yaml_file_of_torchrl_names_them_in_an_environment(tmp_path: Path) -> 
     episode = env.rollout(3)["next"]
     torch.testing.assert_close(episode["own", "vip"], torch.full((3, 1), STEP * LEVEL))
     torch.testing.assert_close(episode["total"], STEP * LEVEL * torch.arange(1.0, 4.0)[:, None])
+
+
+@pytest.mark.slow
+def test_the_yaml_of_the_guide_makes_an_environment(tmp_path: Path) -> None:
+    pytest.importorskip("metaworld")
+    guide = Path(__file__).parents[1] / "docs/guide.md"
+    (block,) = re.findall(r"```yaml\n(# config.yaml\n.*?)```", guide.read_text(), re.DOTALL)
+    (tmp_path / "config.yaml").write_text(block)
+    import torchrl.trainers.algorithms.configs  # noqa: F401 (registers TorchRL's own)
+
+    register_configs()
+    with hydra.initialize_config_dir(str(tmp_path), version_base=None):
+        env = instantiate(hydra.compose("config").env)
+    assert env.rollout(2)["next", "vip_reward"].shape == (2, 1)
 
 
 def test_keys_and_dtypes_are_written_as_lists_and_names() -> None:

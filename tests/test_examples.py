@@ -198,3 +198,24 @@ def test_demo_says_what_is_wrong(tmp_path):
     assert result.returncode == 1
     assert "text.mp4: not a readable video" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("reward", ["vip", pytest.param("sparse", marks=pytest.mark.slow)])
+def test_sac_minimal(tmp_path, reward):
+    pytest.importorskip("metaworld")
+    script = ROOT / "examples/sac_minimal.py"
+    result = run(script, "--smoke", "--reward", reward, "--out", "out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    header, *rows = (tmp_path / "out/success.csv").read_text().splitlines()
+    assert header == "step,success" and [row.split(",")[0] for row in rows] == ["400"]
+    assert "2 unseen starts" in result.stdout
+    policy = torch.load(tmp_path / "out/policy.pt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in policy.values())
+    assert any(name.endswith("state_scale") for name in policy)  # it scales its inputs by itself
+
+
+def test_sac_minimal_is_short_and_stands_alone():
+    text = (ROOT / "examples/sac_minimal.py").read_text()
+    assert len(text.splitlines()) <= 120
+    others = [path.stem for path in (ROOT / "examples").glob("*.py")]
+    assert not re.search(rf"^(?:from|import) (?:{'|'.join(others)})\b", text, re.MULTILINE)
