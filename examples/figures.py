@@ -19,7 +19,7 @@ from torchrl_vip.data.video import write_video
 from torchrl_vip.evaluation.metrics import bumps, voc
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 COLOURS = {"success": "tab:green", "failure": "tab:red"}
 GOAL_COLOUR = "tab:orange"

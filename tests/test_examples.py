@@ -161,7 +161,7 @@ def test_a_long_video_leaves_few_pictures_in_memory(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("script", "flags"),
+    "script, flags",
     [
         ("demo", ("--video", "text.mp4")),
         ("mppi", ("--suite", "metaworld", "--task", "door-close-v3")),

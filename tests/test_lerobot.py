@@ -83,7 +83,7 @@ def read(folder: Path, cache: Path) -> tuple[dict, dict, dict]:
 # --- time, not index ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("start", "length"), [(1.0, 11), (1.06, 10)])
+@pytest.mark.parametrize("start, length", [(1.0, 11), (1.06, 10)])
 def test_an_episode_may_end_a_frame_after_its_file(tmp_path: Path, start, length) -> None:
     folder = write_v3(tmp_path / "set", [row(0, 10, 0.0), row(1, length, start)])
     film(folder / VIDEO, greys(20))
@@ -93,7 +93,7 @@ def test_an_episode_may_end_a_frame_after_its_file(tmp_path: Path, start, length
         assert "10 of 11 frames" in notes["episode_000001"]
 
 
-@pytest.mark.parametrize(("fps", "video_fps"), [(29, 30), (10, 30), (30, 10)])
+@pytest.mark.parametrize("fps, video_fps", [(29, 30), (10, 30), (30, 10)])
 def test_frames_are_those_shown_at_an_episodes_times(tmp_path: Path, fps, video_fps) -> None:
     rows = [row(k, fps, float(k), to_timestamp=k + 1.0) for k in range(3)]
     folder = write_v3(tmp_path / "set", rows, fps=fps)
@@ -245,7 +245,7 @@ def test_a_rate_that_cannot_be_is_taken_from_the_camera_or_named(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("name", "feature", "kind"),
+    "name, feature, kind",
     [
         (TOP, {"dtype": "video"}, "video"),
         (TOP, {"dtype": "image", "shape": [9, 9, 3], "names": ["h", "w", "c"]}, "image"),

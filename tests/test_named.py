@@ -66,7 +66,7 @@ def _registered():
 
 
 @pytest.mark.parametrize(
-    ("observes", "size"),
+    "observes, size",
     [
         (BOX, 6),
         (spaces.Discrete(5), 5),  # one-hot
@@ -125,7 +125,7 @@ def test_actions_that_cannot_arrive_are_refused(acts: spaces.Space) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    "options, says",
     [
         ({"observes": spaces.Sequence(BOX)}, "no flat state of one size holds: Sequence"),
         (
@@ -190,7 +190,7 @@ def test_an_unknown_id_lists_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "module", "says"),
+    "task, module, says",
     [
         ("CartPole-v1", "pygame", "'CartPole-v1' needs a package: pygame.*pip install"),
         ("Taxi-v4", "pygame", "'Taxi-v4' needs a package: pygame.*pip install"),
@@ -209,7 +209,7 @@ def test_a_missing_package_is_named(task: str, module: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "state"),
+    "task, state",
     [
         ("FetchReach-v4", 16),
         ("HandReach-v3", 93),

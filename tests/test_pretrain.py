@@ -208,7 +208,7 @@ def test_old_names_are_translated_and_say_what_to_write() -> None:
         k: v for k, v in new.items() if k != "goal_augmentation"
     }  # as the version before had it
     before |= {"goal_view": 0.5, "negatives": "code"}
-    with pytest.warns(DeprecationWarning) as said:
+    with pytest.warns(DeprecationWarning, match="is deprecated: write") as said:
         assert check(before) == check(new)
         # on top of config.yaml, which has the new name at its default
         assert check(defaults(goal_view=0.5, negatives="code")) == check(new)

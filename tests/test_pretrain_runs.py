@@ -237,7 +237,9 @@ def test_a_run_of_the_version_before_goes_on_under_either_spelling(
     given = config if spelling == "new" else before
     other = given | {"goal_augmentation" if spelling == "new" else "goal_view": 0.25}
     warned = (
-        contextlib.nullcontext if spelling == "new" else lambda: pytest.warns(DeprecationWarning)
+        contextlib.nullcontext
+        if spelling == "new"
+        else functools.partial(pytest.warns, DeprecationWarning, match="goal_view")
     )
     with warned(), pytest.raises(ValueError, match="began with goal_augmentation=0.5, not"):
         pretrain(other | {"steps": 8})

@@ -382,7 +382,7 @@ def whole_episodes(count: int, length: int) -> TensorDict:
     return TensorDict(rows, [count, length])
 
 
-@pytest.mark.parametrize(("steps", "kept"), [(48, 12), (36, 6), (40, 8), (24, None), (37, 7)])
+@pytest.mark.parametrize("steps, kept", [(48, 12), (36, 6), (40, 8), (24, None), (37, 7)])
 def test_several_workers_do_exactly_the_steps_of_a_run(steps, kept):
     cfg = sac.SACConfig(steps=steps, frame_skip=2)
     batches = list(workers.batches(map(whole_episodes, [2, 2], [6, 6]), cfg, 0))
@@ -438,9 +438,9 @@ def test_a_ray_worker_that_died_is_a_line_that_says_how_to_go_on(tmp_path, monke
 
 
 def test_an_interruption_says_how_to_go_on(tmp_path):
-    with pytest.raises(KeyboardInterrupt, match="no checkpoint was written yet"):
-        with runs.Run(sac.SACConfig(out=str(tmp_path))):
-            raise KeyboardInterrupt
+    run = runs.Run(sac.SACConfig(out=str(tmp_path)))
+    with pytest.raises(KeyboardInterrupt, match="no checkpoint was written yet"), run:
+        raise KeyboardInterrupt
 
 
 def test_a_run_is_not_overwritten(tmp_path):

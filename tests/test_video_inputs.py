@@ -195,9 +195,7 @@ def test_pictures_are_turned_and_mirrored_as_the_file_says(tmp_path: Path, matri
         torch.testing.assert_close(got, want, atol=8, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("aspect", "shape"), [("2", (64, 128)), ("1/2", (128, 64)), ("0", (64, 64))]
-)
+@pytest.mark.parametrize("aspect, shape", [("2", (64, 128)), ("1/2", (128, 64)), ("0", (64, 64))])
 def test_pixels_that_are_not_square_are_shown_as_a_player_does(tmp_path, aspect, shape) -> None:
     source = film(tmp_path / "source.mp4", RAMP, side=64)
     path = tmp_path / "clips/a.mp4"
@@ -215,14 +213,14 @@ def test_an_aspect_that_cannot_be_is_none(aspect) -> None:
     class Stream:
         sample_aspect_ratio = aspect
 
-        class codec_context:  # noqa: N801
+        class codec_context:
             width = height = 64
 
     assert pixel_aspect(Stream()) == 1
 
 
 @pytest.mark.parametrize(
-    ("codec", "pix_fmt"), [("ffv1", "gray16le"), ("ffv1", "gbrp16le"), ("libx264", "yuv420p10le")]
+    "codec, pix_fmt", [("ffv1", "gray16le"), ("ffv1", "gbrp16le"), ("libx264", "yuv420p10le")]
 )
 def test_wide_pixels_are_scaled_and_not_cut(tmp_path: Path, codec: str, pix_fmt: str) -> None:
     film(tmp_path / "clips/a.mkv", RAMP, codec=codec, pix_fmt=pix_fmt)

@@ -13,12 +13,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tensordict import NestedKey, unravel_key
 from torch import Tensor, nn
 
+from torchrl_vip.files import is_lfs_pointer
 from torchrl_vip.functional import to_chw
 
 ONE_FOR_ALL = torch.Size([])
 """Batch shape of a goal that is not stacked."""
-
-from torchrl_vip.files import is_lfs_pointer
 
 MOST_PIXELS = 64_000_000
 """Of an image that is decoded whole, 192 MB: a larger one is a mistake, or meant to fill the memory."""
@@ -348,12 +347,14 @@ class Goals:
 
     def _check_count(self, embedding: Tensor) -> None:
         """The size of a set of goals is part of the environment's spec and stays."""
-        if self.as_sets and self.embedding is not None:
-            if embedding.shape[-2] != self.embedding.shape[-2]:
-                raise ValueError(
-                    f"a set of {embedding.shape[-2]} goals where there were "
-                    f"{self.embedding.shape[-2]}: goal_reduction='nearest' keeps their number."
-                )
+        if not self.as_sets or self.embedding is None:
+            return
+        count, before = embedding.shape[-2], self.embedding.shape[-2]
+        if count != before:
+            raise ValueError(
+                f"a set of {count} goals where there were {before}: goal_reduction='nearest' keeps their "
+                "number."
+            )
 
 
 def _changed(new: Tensor, old: Tensor | None, batch_dims: int) -> Tensor:

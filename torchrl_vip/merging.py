@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from torchrl_vip.encoders import VIPEncoder
 
 # What scripts/bundle_checkpoint.py measures of one head and writes into its config.
-MEASURED = ("success_threshold", "success_threshold_balanced_accuracy", "reward_correlation")
+MEASURED = (
+    "success_threshold",
+    "success_threshold_balanced_accuracy",
+    "reward_correlation",
+    "reward_scale_other",
+)
 
 
 def merge_heads(encoders: Sequence[VIPEncoder]) -> VIPEncoder:
@@ -34,45 +39,8 @@ def merge_heads(encoders: Sequence[VIPEncoder]) -> VIPEncoder:
         ValueError: no encoder, other backbones or image sizes, a head that is not linear or of another
             size, or no typical distance.
     """
-    _check(encoders)
+    heads = _heads_of_one_backbone(encoders)
     first = encoders[0]
-    try:
-        typical = [float(e.config["typical_distance"]) for e in encoders]
-    except KeyError as error:
-        raise ValueError(
-            'merge_heads wants "typical_distance" in every config: heads are averaged in parts of it.'
-        ) from error
-    scale = sum(typical) / len(typical)
-    merged = copy.deepcopy(first)
-    with torch.no_grad():
-        heads = [e.head.weight * (scale / d) for e, d in zip(encoders, typical, strict=True)]
-        merged.head.weight.copy_(mean_metric(heads, first.dim))
-        merged.head.bias.zero_()  # no distance looks at it
-    merged.config = {k: v for k, v in first.config.items() if k not in MEASURED}
-    merged.config |= {"merged": len(encoders), "typical_distance": scale, "reward_scale": 1 / scale}
-    return merged
-
-
-def _check(encoders: Sequence[VIPEncoder]) -> None:
-    """Raise ValueError unless the heads are linear, of one size, and on the same backbone."""
-    first = encoders[0] if encoders else None
-    heads = [e.head for e in encoders if isinstance(e.head, nn.Linear)]
-    if (
-        first is None
-        or len(heads) < len(encoders)
-        or any(e.dim != first.dim or e.image_size != first.image_size for e in encoders)
-    ):
-        raise ValueError(
-            "merge_heads wants one encoder or more with linear heads of one size, at one image_size; got "
-            f"{[(type(e.head).__name__, e.dim, e.image_size) for e in encoders]}."
-        )
-    weights = first.backbone.state_dict()
-    for encoder in encoders[1:]:
-        state = encoder.backbone.state_dict()
-        if state.keys() != weights.keys() or not all(
-            torch.equal(state[k], weights[k]) for k in weights
-        ):
-            raise ValueError("merge_heads wants one backbone under all heads; these have others.")
     try:
         typical = [float(e.config["typical_distance"]) for e in encoders]
     except KeyError as error:
@@ -91,12 +59,14 @@ def _check(encoders: Sequence[VIPEncoder]) -> None:
     return merged
 
 
-def _check(encoders: Sequence[VIPEncoder]) -> None:
-    """Raise ValueError unless the heads are linear, of one size, and on the same backbone."""
+def _heads_of_one_backbone(encoders: Sequence[VIPEncoder]) -> list[nn.Linear]:
+    """The heads; ValueError unless they are linear, of one size, and on the same backbone."""
     first = encoders[0] if encoders else None
-    if first is None or not all(
-        isinstance(e.head, nn.Linear) and e.dim == first.dim and e.image_size == first.image_size
-        for e in encoders
+    heads = [e.head for e in encoders if isinstance(e.head, nn.Linear)]
+    if (
+        first is None
+        or len(heads) < len(encoders)
+        or any(e.dim != first.dim or e.image_size != first.image_size for e in encoders)
     ):
         raise ValueError(
             "merge_heads wants one encoder or more with linear heads of one size, at one image_size; got "
@@ -109,6 +79,7 @@ def _check(encoders: Sequence[VIPEncoder]) -> None:
             torch.equal(state[k], weights[k]) for k in weights
         ):
             raise ValueError("merge_heads wants one backbone under all heads; these have others.")
+    return heads
 
 
 def mean_metric(heads: Sequence[Tensor], dim: int) -> Tensor:

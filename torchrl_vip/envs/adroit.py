@@ -92,7 +92,7 @@ class AdroitSim(PlannedSim):
         # of this task, so on the instance
         self.ACTION_SIZE, self.FULL_STATE_SIZE, self.WIDE = TASKS[task]
         self.STATE_SIZE, self.VIEWS = self.ACTION_SIZE, {"front": _FRONT[task]}
-        lookat, azimuth, elevation, distance = _FRONT[task]
+        _lookat, azimuth, elevation, distance = _FRONT[task]
         self.MILD = self.WIDE.mild(
             (azimuth - 15, azimuth + 15),
             (elevation - 5, elevation + 5),

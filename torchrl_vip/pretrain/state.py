@@ -158,7 +158,7 @@ class MetricsLog:
 
         write_whole(path, write)  # a kill here must not cost the log
         self.path = path
-        self.file = open(path, "a", newline="", buffering=1)
+        self.file = open(path, "a", newline="", buffering=1)  # noqa: SIM115  # open while the run lasts
         self.writer = csv.writer(self.file)
         folder, name = path.parent / "logs", path.parent.resolve().name
         if first == 0:  # loggers append

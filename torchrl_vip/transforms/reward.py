@@ -293,14 +293,17 @@ class VIPRewardTransform(Transform):
     def _write_first_goal(self, tensordict: TensorDictBase, rows: Tensor | None = None) -> None:
         """Write the goals, and their images, where an episode begins."""
         environment = environment_of(self)
-        if self.goal_key in tensordict.keys(True, True) and any(
-            isinstance(one, VIPRewardTransform) and one.goal_key == self.goal_key
-            for one in transforms_before(self)
+        if (
+            self.goal_key in tensordict.keys(True, True)
+            and any(
+                isinstance(one, VIPRewardTransform) and one.goal_key == self.goal_key
+                for one in transforms_before(self)
+            )
+            and self._goals.differs(tensordict, environment)
         ):
-            if self._goals.differs(tensordict, environment):
-                raise ValueError(
-                    f"two goals under {self.goal_key!r}: give one of the transforms another goal_key=."
-                )
+            raise ValueError(
+                f"two goals under {self.goal_key!r}: give one of the transforms another goal_key=."
+            )
         self._goals.write(tensordict, environment, rows)
         self._goals.write_images(tensordict, self._known_source(), environment, rows)
 
