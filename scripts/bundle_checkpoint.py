@@ -7,14 +7,20 @@ Of several runs with one frozen backbone, such as seeds, the heads are merged to
 groups of successes and failures of tasks that are not for tests (``torchrl_vip.demonstrations.render --split
 heldout --tasks ...``); VIDEOS holds real roll-outs, on which bfloat16's reward is compared with
 float32's.
+
+    python scripts/bundle_checkpoint.py --only-other-scale torchrl_vip/assets/tiny --calibration CLIPS
+
+adds reward_scale_other to a bundled checkpoint, and leaves everything else as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 
 from torchrl_vip import FrozenEncoder, load_vip, save_vip
@@ -23,6 +29,7 @@ from torchrl_vip.data.video import read_frames
 from torchrl_vip.evaluation.calibration import (
     reward_correlation,
     success_threshold,
+    typical_approach,
     typical_distance,
 )
 from torchrl_vip.evaluation.clips import LabelledClip, embed_clips
@@ -40,28 +47,45 @@ def read(folder: Path) -> list[LabelledClip]:
     ]
 
 
+def other_scale(z: Sequence[np.ndarray], clips: Sequence[LabelledClip]) -> float:
+    approach = typical_approach(z, clips)
+    if approach is None or not approach > 0:
+        raise SystemExit(f"error: successes come nearer to each other's ends by {approach}")
+    return 1 / approach
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path, nargs="+", help="checkpoint folders, RUN/final")
+    parser.add_argument("runs", type=Path, nargs="*", help="checkpoint folders, RUN/final")
     parser.add_argument("out", type=Path, help="folder under torchrl_vip/assets")
     parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--rollouts", type=Path, required=True)
+    parser.add_argument("--rollouts", type=Path)
+    parser.add_argument("--only-other-scale", action="store_true")
     parser.add_argument("--note", action="append", default=[], metavar="KEY=TEXT")
     args = parser.parse_args()
+    clips = read(args.calibration)
+    if args.only_other_scale:
+        encoder = load_vip(args.out)
+        z = embed_clips(FrozenEncoder(encoder, dtype=torch.float32), clips)
+        encoder.config["reward_scale_other"] = other_scale(z, clips)
+        save_vip(encoder, args.out, dtype=torch.float16)
+        return
+    if not args.runs or args.rollouts is None:
+        parser.error("wanted RUN/final, and --rollouts VIDEOS")
     runs = [load_vip(run) for run in args.runs]
     encoder = merge_heads(runs) if runs[1:] else runs[0]
     # What is measured below is what is shipped: the weights rounded to half precision.
     with TemporaryDirectory() as rounded:
         encoder = load_vip(save_vip(encoder, rounded, dtype=torch.float16))
-    clips = read(args.calibration)
     z = embed_clips(FrozenEncoder(encoder, dtype=torch.float32), clips)
     distance = typical_distance(z, clips)
     threshold, accuracy = success_threshold(z, clips)
     encoder.config.update(
         typical_distance=distance,
         reward_scale=1 / distance,
+        reward_scale_other=other_scale(z, clips),
         success_threshold=threshold,
         success_threshold_balanced_accuracy=accuracy,
         reward_correlation={
