@@ -497,19 +497,19 @@ def resident(pid: int | str = "self") -> float:
 
 
 @pytest.mark.slow
-def test_a_thousand_resets_of_parallel_environments_leave_memory_flat() -> None:
+def test_300_resets_of_parallel_environments_leave_memory_flat() -> None:
     make_env = load_suite("metaworld").make_env
     env = make_env("reach-v3", image_size=32, seed=0, num_envs=2)
     try:
         memory = []
-        for i in range(1_000):
+        for i in range(300):
             frames = env.reset()["pixels"]
             pids = ["self", *(worker.pid for worker in env._workers)]
-            if i in (100, 999):
+            if i in (100, 299):
                 memory.append([resident(pid) for pid in pids])
         assert frames.shape == (2, 32, 32, 3) and len(pids) == 3
         for before, after in zip(*memory, strict=True):
-            assert after - before < 40, memory
+            assert after - before < 9, memory  # MiB: 45 kB a reset
     finally:
         env.close()
 
