@@ -206,9 +206,9 @@ DECODE = """
 import sys, time
 from torchrl_vip.data import frame_table
 from torchrl_vip.data.sources import find_clips
-read = video.read_clip
-video.read_clip = lambda clip, size: time.sleep(0.05) or read(clip, size)
-video.decode_once(find_clips(sys.argv[1]), 8, sys.argv[2], workers=1, progress=False)
+read = frame_table.read_frames
+frame_table.read_frames = lambda path, span: time.sleep(0.05) or read(path, span)
+frame_table.decode_once(find_clips(sys.argv[1]), 8, sys.argv[2], workers=1, progress=False)
 """
 
 
