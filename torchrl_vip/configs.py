@@ -75,7 +75,9 @@ def _config_of(transform: type, build: Any) -> type:
     """A dataclass of the transform's options and their defaults, from which Hydra calls ``build``."""
     options = inspect.signature(transform).parameters.values()
     hydra = {"_target_": f"{__name__}.{build.__name__}", "_convert_": "all", "_partial_": False}
-    fields = [(option.name, Any, field(default=option.default)) for option in options]
+    fields: list[tuple[str, Any, Any]] = [
+        (option.name, Any, field(default=option.default)) for option in options
+    ]
     fields += [(name, type(value), field(default=value)) for name, value in hydra.items()]
     namespace = {"__module__": __name__}  # where pickle looks for it
     return make_dataclass(f"{transform.__name__}Config", fields, namespace=namespace)

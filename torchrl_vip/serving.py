@@ -75,7 +75,7 @@ class EncoderServer:
 
     def client(self) -> EncoderClient:
         """An encoder for one worker's VIPTransform; to be made before the worker starts."""
-        return EncoderClient(self)
+        return EncoderClient(self, self._transport.client())
 
     def stats(self) -> dict[str, Any]:
         """TorchRL's figures: requests, batches, waiting and forward times."""
@@ -122,12 +122,12 @@ class EncoderClient(nn.Module):
         RuntimeError: the server did not answer in time.
     """
 
-    def __init__(self, server: EncoderServer):
+    def __init__(self, server: EncoderServer, line: Any):
         super().__init__()
         encoder = server.encoder
         self.dim, self.image_size, self.config = encoder.dim, encoder.image_size, encoder.config
         self.timeout = server.timeout
-        self._client = server._transport.client()
+        self._client = line
         self._process = os.getpid()
 
     def _own_numbers(self) -> None:

@@ -33,7 +33,15 @@ VERSION = 2
 
 
 class NoReadableClipError(ValueError):
-    """Not one of the clips could be read."""
+    """Not one of the clips could be read.
+
+    Attributes:
+        skipped: clip name -> why.
+    """
+
+    def __init__(self, message: str, skipped: dict[str, str]):
+        super().__init__(message)
+        self.skipped = skipped
 
 
 @dataclass
@@ -92,7 +100,7 @@ def readable(
         reasons = [f"  {reason}" for reason in skipped.values()]
         more = [f"  and {len(reasons) - 50} more"] if len(reasons) > 50 else []
         raise NoReadableClipError(
-            "\n".join([f"none of {len(clips)} clips could be read:", *reasons[:50], *more])
+            "\n".join([f"none of {len(clips)} clips could be read:", *reasons[:50], *more]), skipped
         )
     if noted:
         few = "\n".join(f"  {note}" for note in list(noted.values())[:5])
@@ -279,9 +287,10 @@ def _earlier(clip: Clip) -> tuple[str, int | None]:
             return fingerprint(clip), measure(clip.path, clip.span)[0]
         file, span, count = probe(clip.path), clip.span, measure(clip.path, clip.span)[0]
         if isinstance(span, Moments):  # LeRobot: v2's files are whole, v3's are spans of frames
+            moments = span
             first = round(span.start * span.fps)
             span = None if span.is_alone else (first, first + span.count)
-            rows = file.rows_at(clip.span)[0].tolist()
+            rows = file.rows_at(moments)[0].tolist()
             same = rows == list(range(len(file)) if span is None else range(*span))
         else:
             same = True

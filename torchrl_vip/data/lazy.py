@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -52,7 +53,7 @@ class LazyVideoStorage(Storage):
             pixels[mine] = torch.stack([to_square(f, self.size) for f in frames])
         return TensorDict({"pixels": pixels.reshape(*rows.shape, *pixels.shape[1:])}, rows.shape)
 
-    def set(self, *args, **kwargs) -> None:
+    def set(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError("LazyVideoStorage reads files and cannot be written.")
 
     def __len__(self) -> int:
@@ -66,9 +67,9 @@ class LazyVideoStorage(Storage):
 
     def load_state_dict(self, state_dict: dict) -> None: ...
 
-    def dumps(self, path) -> None: ...
+    def dumps(self, path: Any) -> None: ...
 
-    def loads(self, path) -> None: ...
+    def loads(self, path: Any) -> None: ...
 
     def _empty(self) -> None: ...
 

@@ -265,8 +265,8 @@ def _parse(line: str) -> dict | str:
 
 def _seconds(row: dict, key: str) -> float:
     try:
-        if math.isfinite(value := float(row.get(key))):
+        if math.isfinite(value := float(row[key])):
             return value
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, KeyError):
         pass
     raise ValueError(f"{key}={row.get(key)} is invalid: wanted seconds.")

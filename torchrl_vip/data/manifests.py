@@ -30,7 +30,9 @@ def manifest_clips(manifest: Path) -> list[Clip]:
         ) from error
     path = next((c for c in PATH if c in columns), None)
     length = next((c for c in LENGTH if c in columns), None)
-    if columns and not (path and length):
+    if not rows and not columns:
+        raise ValueError(f"{manifest} lists no clip.")
+    if not (path and length):
         raise ValueError(
             f'{manifest} cannot be used: wanted columns "path" and "len" (VIP) or "directory", '
             f'"num_frames" and "text" (LIV); its columns are {columns}.'

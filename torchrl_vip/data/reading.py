@@ -58,7 +58,7 @@ def measure(path: Path, span: Part = None) -> tuple[int, str]:
     return len(rows), note
 
 
-def frames_at(path: Path, index: Tensor, span: Part = None) -> Sequence[Tensor]:
+def frames_at(path: Path, index: Tensor, span: Part = None) -> Tensor | Sequence[Tensor]:
     """Frames ``index`` (int64 ``[N]``) of a clip; uint8 ``[3, H, W]`` each.
 
     Raises:
@@ -99,6 +99,8 @@ def _files(folder: Path, span: Part) -> tuple[list[Path], str]:
         raise ValueError(f"{folder}: {error.strerror or error}") from error
     if span is None:
         return files, ""
+    if not isinstance(span, tuple):
+        raise ValueError(f"{folder}: a folder of frames has no {type(span).__name__}.")
     files, wanted = files[slice(*span)], span[1] - span[0]
     reason = f"{folder}: {len(files)} of {wanted} frames that its data set announces are there"
     return files, check_count(len(files), wanted, reason)
@@ -112,7 +114,7 @@ def _rows(path: Path, span: Part) -> tuple[np.ndarray, str]:
         file = probe(path)
         if isinstance(span, Moments):
             return file.rows_at(span)
-        first, end = span
+        first, end = span or (0, len(file))
         rows, wanted = np.arange(first, max(min(end, len(file)), first)), end - first
     reason = f"{path}: {len(rows)} of {wanted} frames that its data set announces are there"
     return rows, check_count(len(rows), wanted, reason)

@@ -84,37 +84,23 @@ def folder_clips(folder: Path) -> list[Clip]:
     counts the files that are left alone.
     """
     files = _files_below(folder)
-    datasets = sorted(p.parent for p in files if p.name == "manifest.csv")
-    datasets += sorted(p.parent.parent for p in files if p.parts[-2:] == ("meta", "info.json"))
-    if datasets:  # as plain videos their episodes would run into each other
-        raise ValueError(
-            f"{folder} holds datasets: give these instead, as a list, [{','.join(map(str, datasets))}]."
-        )
-    labels = {}
+    _refuse_datasets(folder, files)
+    labels: dict[Path, dict] = {}
     for index in sorted(p for p in files if p.name in LABELS):
         labels |= read_labels(index)
     videos = {p for p in files if p.suffix.lower() in VIDEO_SUFFIXES}
-    images = {
-        p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and any(c.isdigit() for c in p.stem)
-    }
+    images = {p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and _has_number(p)}
     folders = {p.parent for p in images} - {p.parent for p in videos}
-    paths = videos | folders
     used = videos | {p for p in images if p.parent in folders}
-    others = Counter(
-        p.suffix.lower() or "no suffix" for p in files if p not in used and p.name not in LABELS
-    )
-    left_alone = (
-        f"{others.total()} file(s) of other kinds in {folder} were left alone "
-        f"({', '.join(f'{suffix} {count}' for suffix, count in others.most_common(10))})"
-    )
+    left_alone = _left_alone(folder, [p for p in files if p not in used and p.name not in LABELS])
+    paths = videos | folders
     if not paths:
         raise ValueError(
             f"{folder} holds no clip; wanted video files ({', '.join(sorted(VIDEO_SUFFIXES))}) "
-            "and/or folders of numbered frames (0.png, 1.png, ... or .jpg)."
-            + (f" {left_alone}." if others else "")
+            f"and/or folders of numbered frames (0.png, 1.png, ... or .jpg). {left_alone}".rstrip()
         )
-    if others:
-        warnings.warn(f"{left_alone}.", stacklevel=3)
+    if left_alone:
+        warnings.warn(left_alone, stacklevel=3)
     lost = sorted(labels.keys() - {p.resolve() for p in paths})
     if lost:
         warnings.warn(
@@ -126,6 +112,29 @@ def folder_clips(folder: Path) -> list[Clip]:
         Clip(p, p.relative_to(folder).as_posix(), labels.get(p.resolve(), {}))
         for p in sorted(paths)
     ]
+
+
+def _refuse_datasets(folder: Path, files: list[Path]) -> None:
+    """ValueError where datasets lie below: as plain videos their episodes would run into each other."""
+    datasets = sorted(p.parent for p in files if p.name == "manifest.csv")
+    datasets += sorted(p.parent.parent for p in files if p.parts[-2:] == ("meta", "info.json"))
+    if datasets:
+        raise ValueError(
+            f"{folder} holds datasets: give these instead, as a list, [{','.join(map(str, datasets))}]."
+        )
+
+
+def _has_number(path: Path) -> bool:
+    return any(c.isdigit() for c in path.stem)
+
+
+def _left_alone(folder: Path, others: list[Path]) -> str:
+    """How many files are no clips, by their suffixes; "" where there are none."""
+    kinds = Counter(path.suffix.lower() or "no suffix" for path in others)
+    if not kinds:
+        return ""
+    listed = ", ".join(f"{suffix} {count}" for suffix, count in kinds.most_common(10))
+    return f"{len(others)} file(s) of other kinds in {folder} were left alone ({listed})."
 
 
 def _files_below(folder: Path) -> list[Path]:

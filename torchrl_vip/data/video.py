@@ -56,7 +56,8 @@ def write_video(
     def write(part: Path) -> None:
         with av.open(str(part), "w", format="mp4") as container:
             stream = container.add_stream(codec, rate=fps, options=options)
-            stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+            stream.height, stream.width = frames.shape[1], frames.shape[2]
+            stream.pix_fmt = "yuv420p"
             if gop_size:
                 stream.gop_size = gop_size
             for frame in np.asarray(frames):

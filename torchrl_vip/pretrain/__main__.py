@@ -9,6 +9,8 @@ try:
 except ImportError:
     sys.exit('pre-training needs its extra packages: pip install "torchrl-vip[pretrain]"')
 
+from typing import Any, cast
+
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,7 +27,7 @@ def main(config: DictConfig) -> None:
         if missing:
             sys.exit(f"missing {', '.join(f'{k}=...' for k in sorted(missing))}; see --help.")
         check_spellings(sys.argv[1:], old=config)
-        settings = OmegaConf.to_container(config, resolve=True)
+        settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except ValueError as error:
         sys.exit(f"error: {explain(error)}")
     try:

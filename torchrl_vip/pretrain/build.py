@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
 from tensordict import TensorDict
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -25,6 +26,7 @@ from torchrl_vip.encoders import ENCODERS, VIPEncoder, native_bfloat16
 from torchrl_vip.functional import resize_size
 from torchrl_vip.losses import EmbeddingLoss, TCNLoss, TripletLoss, VIPLoss
 from torchrl_vip.pretrain.clips import Split, Tables, find_and_split, load_clips, task_numbers
+from torchrl_vip.pretrain.config import pick_device
 from torchrl_vip.pretrain.features import embed_once
 from torchrl_vip.pretrain.run import Run
 from torchrl_vip.pretrain.validation import reward_calibration, validate
@@ -82,6 +84,10 @@ def build_split(config: Config) -> Split:
     return find_and_split(data["path"], data["validation"], data["hold_out"])
 
 
+def build_device(config: Config) -> torch.device:
+    return pick_device(config["device"])
+
+
 def build_run(config: Config, split: Split, shard: Shard) -> Run:
     return Run(
         Path(config["out_dir"]),
@@ -105,7 +111,8 @@ def build_run(config: Config, split: Split, shard: Shard) -> Run:
 def build_parts(config: Config, split: Split, device: torch.device, shard: Shard) -> Parts:
     """Everything that is trained, from the seed; clips are decoded and embedded where they are not yet."""
     torch.manual_seed(config["seed"])
-    encoder = make_encoder(config).to(device, memory_format=torch.channels_last)
+    encoder = make_encoder(config).to(device)
+    encoder = encoder.to(memory_format=torch.channels_last)
     set_training = freeze(encoder, config["freeze_below"], config["freeze_batch_norm"])
     tables = make_tables(config, split, encoder.image_size, shard)
     dtype = precision(config["precision"], device)
@@ -342,7 +349,7 @@ class Objective:
     dtype: torch.dtype
 
     def __call__(self, batch: TensorDict, step: int) -> TensorDict:
-        if isinstance(self.loss, VIPLoss):  # the permutations of this step
+        if isinstance(self.loss, VIPLoss) and self.loss.generator:  # the permutations of this step
             seed = generator_at(self.seed, step, stream=2).initial_seed()
             self.loss.generator.manual_seed(seed)
         bfloat16 = self.dtype == torch.bfloat16
@@ -354,12 +361,13 @@ class Objective:
 def make_objective(encoder: VIPEncoder, config: Config, dtype: torch.dtype) -> Objective:
     """The loss of ``config["loss"]``, compiled where asked for: over the encoder, or with
     ``config["views"]`` over its head."""
-    network = encoder.head if config["views"] else encoder
-    network = torch.compile(network) if config["compile"] else network
+    network: nn.Module = encoder.head if config["views"] else encoder
+    if config["compile"]:
+        network = cast(nn.Module, torch.compile(network))
     in_key = "features" if config["views"] else "pixels"
     options = {"l1": config["l1"], "l2": config["l2"], "in_key": in_key}
     if config["loss"] == "vip":
-        loss = VIPLoss(
+        loss: EmbeddingLoss = VIPLoss(
             network,
             gamma=config["gamma"],
             num_negatives=config["num_negatives"],

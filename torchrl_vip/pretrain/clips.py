@@ -137,11 +137,10 @@ def load_clips(
     """
 
     def load(kind: str, clips: list[Clip]) -> FrameTable:
-        options = {"workers": workers, "progress": progress}
         if lazily:
-            table = decode_lazily(clips, size, **options)
+            table = decode_lazily(clips, size, workers=workers, progress=progress)
         else:
-            table = decode_once(clips, size, cache, **options)
+            table = decode_once(clips, size, cache, workers=workers, progress=progress)
         if speak:
             _report(kind, table)
         return table
@@ -154,17 +153,8 @@ def load_clips(
     except NoReadableClipError as error:
         if speak:
             print(f"no validation: {error}")
-        return Tables(training, None, training.skipped | _reasons(split[1], str(error)))
+        return Tables(training, None, training.skipped | error.skipped)
     return Tables(training, validation, training.skipped | validation.skipped)
-
-
-def _reasons(clips: list[Clip], message: str) -> dict[str, str]:
-    """Of a :class:`NoReadableClipError`'s message, each clip's line."""
-    lines = [line.strip() for line in message.splitlines()[1:]]
-    return {
-        clip.name: next((line for line in lines if str(clip.path) in line), "could not be read")
-        for clip in clips
-    }
 
 
 def _report(kind: str, table: FrameTable) -> None:

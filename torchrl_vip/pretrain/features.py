@@ -65,7 +65,7 @@ def embed_once(
                 frames = augment(
                     frames[None],
                     generator_at(0, i, stream=2 + view),  # each part of a clip alike
-                    scale=tuple(crop_scale),
+                    scale=(crop_scale[0], crop_scale[1]),
                     flip=flip,
                     colour=colour,
                 )[0]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tensordict import TensorDict
 from torch.optim.swa_utils import AveragedModel
@@ -187,11 +187,12 @@ class Run:
 
     def validate(self, average: AveragedModel) -> None:
         """Measure the averaged encoder on validation clips; the best one so far is kept in best/."""
-        metrics = self.parts.measure(average.module)
+        encoder = cast(VIPEncoder, average.module)
+        metrics = self.parts.measure(encoder)
         self.metrics.write(self.done, metrics)
         plot_curves(self.metrics.curves(), self.folder / "curves.png")
         if self.best.improved(marks_best(metrics, self.metric)):
-            self._save_encoder(average.module, "best")
+            self._save_encoder(encoder, "best")
 
     def save(self) -> None:
         """Write a checkpoint; OSError where it cannot be written, and what was there before stays."""
@@ -204,7 +205,7 @@ class Run:
             The folder of the final encoder.
         """
         if self.first_process:
-            self._save_encoder(average.module, "final")
+            self._save_encoder(cast(VIPEncoder, average.module), "final")
             if math.isinf(self.best.value):
                 # Nothing was validated: what is there is of a run before.
                 shutil.rmtree(self.folder / "best", ignore_errors=True)

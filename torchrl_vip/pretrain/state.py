@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ class Checkpoints:
 class Best:
     """The highest value of the validation metric so far, kept through a resume."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.value = float("-inf")
 
     def improved(self, value: float | None) -> bool:
@@ -166,7 +167,7 @@ class MetricsLog:
         for file in folder.rglob("scalars/**/*.csv"):  # "validation/voc" is a folder deeper
             rows = [row for row in file.read_text().splitlines(True) if row.endswith("\n")]
             kept = "".join(row for row in rows if int(row.split(",")[0]) <= first)
-            write_whole(file, lambda part, kept=kept: part.write_text(kept))
+            write_whole(file, partial(Path.write_text, data=kept))
         self.loggers = [get_logger(kind, str(folder / kind), name) for kind in loggers]
         for kind, logger in zip(loggers, self.loggers, strict=True):
             if kind == "tensorboard" and first:  # what it has after ``first`` comes again

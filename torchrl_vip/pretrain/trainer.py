@@ -14,8 +14,14 @@ from tensordict import TensorDict
 from torch import nn
 
 from torchrl_vip.pretrain import processes
-from torchrl_vip.pretrain.build import Parts, build_parts, build_run, build_split
-from torchrl_vip.pretrain.config import check, pick_device
+from torchrl_vip.pretrain.build import (
+    Parts,
+    build_device,
+    build_parts,
+    build_run,
+    build_split,
+)
+from torchrl_vip.pretrain.config import check
 from torchrl_vip.pretrain.run import Run
 
 
@@ -36,7 +42,7 @@ def pretrain(config: dict[str, Any]) -> Path:
     """
     config = check(config)
     split = build_split(config)  # a wrong path is an error before anything is written
-    device = pick_device(config["device"])
+    device = build_device(config)
     shard = processes.start(device)
     with build_run(config, split, shard) as run:
         parts = build_parts(config, split, device, shard)
