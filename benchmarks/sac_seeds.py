@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--task", default="button-press-v3", help="of Meta-World (%(default)s)")
     add("--camera", default="behindGripper", help="the only one (%(default)s)")
-    add("--steps", type=int, default=10_000, help="environment steps a run (%(default)s)")
+    add("--steps", type=int, default=20_000, help="environment steps a run (%(default)s)")
     add("--rewards", nargs="+", default=["vip", "sparse"], choices=("vip", "sparse"))
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at once")

@@ -3,9 +3,8 @@
     python examples/sac_minimal.py --out run                    # reward: nearness to the goal image
     python examples/sac_minimal.py --out other --reward sparse  # reward: 1 where the task is solved
 
-The goal image shows each start's own solved state, drawn by a scripted policy: a simulator's privilege.
-For one image of your own write VIPRewardTransform("goal.png") and make_env without goal. Success is that
-of an episode's last step. Writes success.csv and policy.pt. More cameras, workers, resuming: sac.py.
+The goal image is each start's own solved state, drawn by a script: a simulator's privilege. With an image
+of your own: VIPRewardTransform("goal.png"), and make_env without goal. Writes success.csv and policy.pt.
 """
 
 import argparse
@@ -35,12 +34,14 @@ parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--task", default="button-press-v3", help="of Meta-World (%(default)s)")
 parser.add_argument("--camera", default="behindGripper", help="the only one (%(default)s)")
 parser.add_argument("--reward", default="vip", choices=("vip", "sparse"), help="to learn from")
-parser.add_argument("--steps", type=int, default=10_000, help="simulator steps (%(default)s)")
+parser.add_argument("--steps", type=int, default=20_000, help="simulator steps (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="of starts, networks and actions")
 parser.add_argument("--out", type=Path, default="sac_minimal", help="folder (%(default)s)")
 parser.add_argument("--smoke", action="store_true", help="a run of seconds")
 args = parser.parse_args()
 steps, warmup, test_episodes = (400, 200, 2) if args.smoke else (args.steps, 1_000, 50)
+if steps <= warmup:
+    parser.error(f"--steps {steps} is invalid: wanted more than the {warmup} of random actions.")
 torch.manual_seed(args.seed)
 args.out.mkdir(parents=True, exist_ok=True)
 
@@ -98,10 +99,9 @@ optimizer = torch.optim.Adam([{"params": weights}, {"params": [loss.log_alpha], 
 anneal = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps // EPISODE)
 buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(steps // HOLD), batch_size=256)
 sizes = {"frames_per_batch": EPISODE // HOLD, "total_frames": (steps - warmup) // HOLD}
-collector = Collector(env, actor, **sizes, auto_register_policy_transforms=False)
 
 bar, curve = tqdm(total=steps, unit="step"), "step,success\n"
-for batch in chain([seen], collector):  # random ones, then an episode each
+for batch in chain([seen], Collector(env, actor, **sizes, auto_register_policy_transforms=False)):
     reward = 10 * batch["next", "reward"] if args.reward == "vip" else batch["next", "success"]
     buffer.extend(batch.select(*STORED).set(("next", "reward"), reward.float()))
     for _ in range(2 * len(batch)):

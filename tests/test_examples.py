@@ -214,6 +214,12 @@ def test_sac_minimal(tmp_path, reward):
     assert any(name.endswith("state_scale") for name in policy)  # it scales its inputs by itself
 
 
+def test_sac_minimal_says_what_is_wrong(tmp_path):
+    result = run(ROOT / "examples/sac_minimal.py", "--steps", 1000, cwd=tmp_path)
+    assert result.returncode == 2 and not list(tmp_path.iterdir())
+    assert "--steps 1000 is invalid: wanted more than the 1000 of random actions." in result.stderr
+
+
 def test_sac_minimal_is_short_and_stands_alone():
     text = (ROOT / "examples/sac_minimal.py").read_text()
     assert len(text.splitlines()) <= 120
