@@ -109,7 +109,8 @@ def markdown(rows: list[dict]) -> str:
         )
     lines.append("")
     for row in rows:
-        lines.append(f"- {row['reward']}, seed {row['seed']}: {in_words(row['about'])}")
+        run = f"{row['task']}, {row['reward']}, seed {row['seed']}, {row['steps']:,} steps"
+        lines.append(f"- {run}: {in_words(row['about'])}")
     return "\n".join([*lines, ""])
 
 
