@@ -176,7 +176,7 @@ def parse(config: type[Config], description: str, smoke: Mapping[str, Any]) -> A
     if cfg.task not in (tasks := load_suite(cfg.suite).list_tasks()):
         parser.error(f"--task {cfg.task}: --suite {cfg.suite} has {', '.join(tasks)}")
     try:
-        cfg.shares  # noqa: B018
+        cfg.shares  # noqa: B018  reading it is the check
     except ValueError as error:
         parser.error(str(error))
     for names, wanted, fits in (
@@ -204,7 +204,7 @@ def parse(config: type[Config], description: str, smoke: Mapping[str, Any]) -> A
 def check_ray() -> None:
     """End with the install command where Ray cannot be imported."""
     try:
-        import ray  # noqa: F401
+        import ray  # noqa: F401  whether it loads is the question
     except ImportError as error:
         fail(f'--collector ray: Ray cannot be imported ({error}): pip install "torchrl-vip[ray]"')
 

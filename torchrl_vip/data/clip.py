@@ -113,7 +113,7 @@ def whole_number(value: object, name: str) -> int:
         ValueError: null, NaN or anything else.
     """
     try:
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)  # type: ignore[arg-type]  # anything that a table may hold; what is no number raises
         if number == int(number):
             return int(number)
     except (TypeError, ValueError, OverflowError):

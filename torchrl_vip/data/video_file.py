@@ -344,7 +344,7 @@ class VideoFile:
 def has_torchcodec() -> bool:
     """Whether torchcodec can be used; once said where not."""
     try:
-        import torchcodec.decoders  # noqa: F401
+        import torchcodec.decoders  # noqa: F401  whether it loads is the question
     except Exception as error:  # it raises what its libraries raise
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         warnings.warn(

@@ -313,7 +313,7 @@ def _own_context(viewer: type) -> type:
     of two environments in a process one shows the other, and one that is freed, be it by the garbage
     collector, blackens another (https://github.com/Farama-Foundation/Gymnasium/issues/736)."""
 
-    class OwnContext(viewer):  # type: ignore[misc, valid-type]
+    class OwnContext(viewer):  # type: ignore[misc, valid-type]  # the class is known at run time
         def render(self, *args: Any, **kwargs: Any) -> Any:
             self.make_context_current()
             return super().render(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What stands where: the transforms around one of ours, in an environment or in a replay buffer.
+"""What is where: the transforms around one of ours, in an environment or in a replay buffer.
 
 All that is asked of TorchRL's classes, and that they have no public answer to, is asked here.
 """
@@ -83,7 +83,7 @@ def check_order(transform: Transform, keys: Iterable[NestedKey]) -> None:
     """Refuse what would hide steps, resets or the embedding from ``transform``, which reads ``keys``.
 
     Raises:
-        ValueError: behind it, a transform that steps or resets by itself, in a clone of what stands before
+        ValueError: behind it, a transform that steps or resets by itself, in a clone of what is before
             it; or, in an environment without a state of its own, one that changes ``keys``, from which the
             next step is measured. MultiAction in the same environment.
     """

@@ -255,7 +255,7 @@ class VIPRewardTransform(Transform):
             ) from error
         return getattr(vip.encoder, "config", {}).get(field), math.sqrt(dim / vip.dim)
 
-    # -- where it stands ---------------------------------------------------------------------------
+    # -- its place ------------------------------------------------------------------------------
 
     def _find_source(self, rows: TensorDictBase | None = None) -> Source:
         """Look where the embeddings come from; when specs are made, at resets, and for rows of a buffer."""

@@ -135,7 +135,7 @@ def _read(tensordict: TensorDictBase, keys: list[NestedKey], following: bool) ->
 def find_source(
     transform: Transform, vip: VIPTransform | None, rows: TensorDictBase | None = None
 ) -> Source:
-    """The source of a transform's embeddings, at the place where it stands now.
+    """The source of a transform's embeddings, at the place where it is now.
 
     Args:
         transform: reads its ``in_keys``.
