@@ -131,19 +131,9 @@ class VIPTransform(Transform):
         self.channel_dim = channel_dim
         self.freeze = freeze
         self.save_encoder = save_encoder
-        encoder = _make_encoder(
-            encoder,
-            {"weights": weights, "download": download, "download_path": download_path},
-            freeze=freeze,
-            size=size,
-            channels_last=channels_last,
-            frozen_options={
-                "blur": blur,
-                "dtype": dtype,
-                "compile": compile,
-                "chunk_size": chunk_size,
-            },
-        )
+        where = {"weights": weights, "download": download, "download_path": download_path}
+        frozen = {"blur": blur, "dtype": dtype, "compile": compile, "chunk_size": chunk_size}
+        encoder = _make_encoder(encoder, where, freeze, size, channels_last, frozen)
         if freeze:  # past nn.Module's registration: neither parameters() nor state_dict() sees it
             self.__dict__["encoder"] = encoder
         else:
@@ -407,7 +397,6 @@ def _from_old_names(
 def _make_encoder(
     encoder: EncoderLike,
     where: dict[str, Any],
-    *,
     freeze: bool,
     size: int | None,
     channels_last: bool,
