@@ -27,6 +27,17 @@ from omegaconf.errors import ConfigAttributeError  # noqa: E402
 TRANSFORMS = {"torchrl_vip": VIPTransform, "torchrl_vip_reward": VIPRewardTransform}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_store():
+    """What TorchRL and we register, such as its group "loss", would be options of our pre-training in the
+    tests that follow in this process."""
+    groups = ConfigStore.instance().repo
+    before = {*groups, "hydra"}
+    yield
+    for group in groups.keys() - before:
+        del groups[group]
+
+
 def compose(*overrides: str) -> DictConfig:
     register_configs()
     with hydra.initialize(None, version_base=None):
