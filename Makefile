@@ -1,7 +1,7 @@
 # `make demo` and `make test` set the machine up by themselves; `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup renderer test test-fast check lint types format demo wheel clean
+.PHONY: help setup renderer test test-fast check lint types format docs demo wheel clean
 
 PY := .venv/bin/python
 ARGS ?=
@@ -42,6 +42,9 @@ types: setup  ## mypy
 format: setup  ## ruff, fixing what it can
 	@$(PY) -m ruff check --fix . ; $(PY) -m ruff format .
 
+docs: setup  ## docs/_build/html; a warning is an error
+	@$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html $(ARGS)
+
 demo: $(if $(findstring --video,$(ARGS)),setup,renderer)  ## examples/demo.py (ARGS="--help")
 	@$(GL) $(PY) examples/demo.py $(ARGS)
 
@@ -49,5 +52,5 @@ wheel: setup  ## dist/torchrl_vip-*.whl
 	@$(PY) -m build --wheel --no-isolation
 
 clean:  ## caches and builds; .venv, runs and outputs stay
-	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf build dist docs/_build .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -116,7 +116,7 @@ def test_a_yaml_file_of_torchrl_names_them_in_an_environment(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_the_yaml_of_the_guide_makes_an_environment(tmp_path: Path) -> None:
     pytest.importorskip("metaworld")
-    guide = Path(__file__).parents[1] / "docs/guide.md"
+    guide = Path(__file__).parents[1] / "docs/from-torchrl.md"
     (block,) = re.findall(r"```yaml\n(# config.yaml\n.*?)```", guide.read_text(), re.DOTALL)
     (tmp_path / "config.yaml").write_text(block)
     import torchrl.trainers.algorithms.configs  # noqa: F401 (registers TorchRL's own)

@@ -1,4 +1,4 @@
-"""Every example and every snippet of the README runs."""
+"""Every example and every snippet of the README and the docs runs."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from pages import PAGES, name, snippets
 
 from torchrl_vip.data.video import write_video
 
@@ -42,15 +43,8 @@ def run(*command, cwd, input=None):
     )
 
 
-def snippets(file: Path) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", file.read_text(), re.DOTALL)
-
-
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=name)
 def test_snippets_run(page, tmp_path):
     result = run("-c", RUN_ALL, cwd=tmp_path, input=json.dumps(snippets(page)))
     assert result.returncode == 0, result.stderr  # ends with the snippet that failed

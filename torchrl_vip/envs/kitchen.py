@@ -72,8 +72,8 @@ def _environment() -> Any:
 
 
 class KitchenSim(PlannedSim):
-    """One FrankaKitchen task. The reward is -5 |joint error| / range - distance (m) of the hand to
-    the handle; success is the task's joint within 0.15 of its range of the target and every other
+    """One FrankaKitchen task. The reward is ``-5 |joint error| / range`` minus the distance (m) of the
+    hand to the handle; success is the task's joint within 0.15 of its range of the target and every other
     object's within 0.15 of its range of where it started (the kettle: 0.15 m)."""
 
     # 90 looks over the robot at the kitchen front; beyond 25 and 155 the cabinets hide the oven

@@ -46,7 +46,7 @@ def mppi_weights(scores: np.ndarray, kappa: float, scale: bool = True) -> np.nda
 
 
 def in_deviations(distances: np.ndarray, weights: Sequence[float] | None = None) -> np.ndarray:
-    """Distances of candidates by V views, [*N, V], to one of each, [*N]: each view's in parts of its
+    """Distances of candidates by V views, ``[*N, V]``, to one of each, ``[*N]``: each view's in parts of its
     standard deviation over all candidates, so that none drowns the others, added up.
 
     A view in which the candidates differ by rounding alone (less than a thousandth of its mean) says

@@ -53,7 +53,7 @@ class GoalReading(NamedTuple):
 
     def score(self, data: mujoco.MjData) -> float:
         """What a planner raises: -5 x :meth:`joint_error` - :meth:`touch`, weighed as FrankaKitchen's true
-        reward (:meth:`torchrl_vip.envs.kitchen.KitchenSim.reward`)."""
+        reward (``KitchenSim.reward``)."""
         return -5.0 * self.joint_error(data) - self.touch(data)
 
 

@@ -1,0 +1,32 @@
+"""What the pages that a user reads are like: lengths of their sentences, and the code that is not run.
+
+python scripts/check_docs.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from pages import PAGES, blocks, name, prose, words  # noqa: E402
+
+
+def main() -> None:
+    print(f"{'page':45} {'words':>6} {'sentences':>9} {'median':>6} {'longest':>7}")
+    for page in PAGES:
+        lengths = [words(sentence) for sentence in prose(page)] or [0]
+        print(
+            f"{name(page):45} {sum(lengths):6} {len(lengths):9} {median(lengths):6g} {max(lengths):7}"
+        )
+    print("\nPython that the tests do not run:")
+    for page in PAGES:
+        for block in blocks(page):
+            if block.reason:
+                print(f"  {name(page)}: {block.reason}")
+
+
+if __name__ == "__main__":
+    main()

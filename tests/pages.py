@@ -1,0 +1,70 @@
+"""The pages that a user reads, their code blocks and their sentences."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = ROOT / "docs/notebook"  # dated notes, out of the reader's path
+PAGES = sorted(
+    page
+    # The bundled checkpoints' cards are not in this form yet.
+    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
+    if not page.is_relative_to(NOTEBOOK) and "_build" not in page.parts
+)
+
+FENCE = re.compile(
+    r"(?:<!-- not run: (?P<reason>.*?) -->\n)?^(?P<fence>`{3,})(?P<language>\S*)\n"
+    r"(?P<code>.*?)^(?P=fence)$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+class Block(NamedTuple):
+    """A fenced block. One that cannot run here has ``<!-- not run: why -->`` in the line above."""
+
+    language: str
+    code: str
+    reason: str | None
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path) -> list[Block]:
+    return [Block(m["language"], m["code"], m["reason"]) for m in FENCE.finditer(page.read_text())]
+
+
+def snippets(page: Path) -> list[str]:
+    """The Python that a reader can copy and run, in order."""
+    return [b.code for b in blocks(page) if b.language == "python" and b.reason is None]
+
+
+def sentences(text: str) -> list[str]:
+    """Of prose, list items and table cells; code, headings and pictures are none."""
+    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)  # a card's YAML header
+    text = FENCE.sub("\n\n", text)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"^#.*$", "\n", text, flags=re.MULTILINE)
+    text = re.sub(r"^ *(?:[-*]|\d+\.) ", "\n\n", text, flags=re.MULTILINE)
+    text = re.sub(r"^\|.*$", lambda row: "\n\n" + row[0].replace("|", "\n\n"), text, flags=re.M)
+    paragraphs = (" ".join(p.split()) for p in re.split(r"\n\s*\n", text))
+    found = (s for p in paragraphs for s in re.split(r"(?<=[.!?])[*_)]* +(?=[^a-z])", p))
+    return [s for s in found if re.search(r"\w", s)]
+
+
+def words(sentence: str) -> int:
+    return len(re.findall(r"[^\W_]\S*", sentence))
+
+
+def prose(page: Path) -> list[str]:
+    """The sentences of a page. Table cells of less than six words are names and numbers, and left out."""
+    text = page.read_text()
+    rows = re.findall(r"^\|.*$", text, re.MULTILINE)
+    cells = {cell.strip() for row in rows for cell in row.split("|")}
+    return [s for s in sentences(text) if not (s in cells and words(s) < 6)]
