@@ -11,7 +11,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from pages import PAGES, blocks, name, prose, words  # noqa: E402
+from pages import PAGES, blocks, name, prose, words
 
 
 def main() -> None:
