@@ -15,15 +15,19 @@ from pages import NOTEBOOK, PAGES, ROOT, blocks, name, prose, snippets, words
 # Modules whose public classes and functions the API reference documents; packages by their __all__.
 MODULES = [
     "torchrl_vip",
+    "torchrl_vip.demonstrations.store",
     "torchrl_vip.evaluation.calibration",
     "torchrl_vip.evaluation.clips",
     "torchrl_vip.evaluation.metrics",
     "torchrl_vip.envs",
     "torchrl_vip.envs.named",
     "torchrl_vip.losses",
+    "torchrl_vip.merging",
     "torchrl_vip.planning",
     "torchrl_vip.serving",
 ]
+# Of command lines and of the numbering of plans, in a module that others import from.
+NOT_FOR_USERS = {f"torchrl_vip.demonstrations.store.{name}" for name in ("SEEDS", "output_folder")}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,10 @@ def test_every_public_name_is_in_the_api_reference(site):
         name for kind, names in inventory.data.items() if kind.startswith("py:") for name in names
     }
     missing = [
-        name for module in MODULES for name in public_names(module) if name not in documented
+        name
+        for module in MODULES
+        for name in public_names(module)
+        if name not in documented | NOT_FOR_USERS
     ]
     assert not missing, f"give each a line in docs/api/: {missing}"
 
