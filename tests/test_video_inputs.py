@@ -1,5 +1,6 @@
 """Video files as people have them: turned, wide, with covers and sound, cut short, of any container."""
 
+import pickle
 import shutil
 import struct
 import subprocess
@@ -314,8 +315,11 @@ def test_a_pointer_of_git_lfs_and_a_link_to_nothing_are_named(tmp_path: Path) ->
 def test_a_thousand_reasons_are_not_all_said(tmp_path: Path) -> None:
     for i in range(60):
         (tmp_path / f"{i}.mp4").write_text(LFS)
-    with pytest.raises(NoReadableClipError, match=r"(?s)none of 60 clips.*and 10 more$"):
+    with pytest.raises(NoReadableClipError, match=r"(?s)none of 60 clips.*and 10 more$") as raised:
         decode_lazily(find_clips(tmp_path), 8, progress=False)
+    assert raised.value.skipped.keys() == {f"{i}.mp4" for i in range(60)}
+    again = pickle.loads(pickle.dumps(raised.value))  # as from another process
+    assert (str(again), again.skipped) == (str(raised.value), raised.value.skipped)
 
 
 STUB = "raise RuntimeError('Could not load libtorchcodec: FFmpeg is not properly installed')"

@@ -39,9 +39,9 @@ class NoReadableClipError(ValueError):
         skipped: clip name -> why.
     """
 
-    def __init__(self, message: str, skipped: dict[str, str]):
-        super().__init__(message)
-        self.skipped = skipped
+    def __init__(self, message: str, skipped: dict[str, str] | None = None):
+        super().__init__(message)  # pickle calls with this alone, then restores the attributes
+        self.skipped = skipped or {}
 
 
 @dataclass
