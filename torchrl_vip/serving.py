@@ -75,7 +75,11 @@ class EncoderServer:
 
     def client(self) -> EncoderClient:
         """An encoder for one worker's VIPTransform; to be made before the worker starts."""
-        return EncoderClient(self, self._transport.client())
+        return EncoderClient(self)
+
+    def connect(self) -> Any:
+        """A line to the encoder's process, for one client: TorchRL's."""
+        return self._transport.client()
 
     def stats(self) -> dict[str, Any]:
         """TorchRL's figures: requests, batches, waiting and forward times."""
@@ -122,12 +126,12 @@ class EncoderClient(nn.Module):
         RuntimeError: the server did not answer in time.
     """
 
-    def __init__(self, server: EncoderServer, line: Any):
+    def __init__(self, server: EncoderServer):
         super().__init__()
         encoder = server.encoder
         self.dim, self.image_size, self.config = encoder.dim, encoder.image_size, encoder.config
         self.timeout = server.timeout
-        self._client = line
+        self._client = server.connect()
         self._process = os.getpid()
 
     def _own_numbers(self) -> None:

@@ -30,16 +30,14 @@ def manifest_clips(manifest: Path) -> list[Clip]:
         ) from error
     path = next((c for c in PATH if c in columns), None)
     length = next((c for c in LENGTH if c in columns), None)
-    if not rows and not columns:
-        raise ValueError(f"{manifest} lists no clip.")
-    if not (path and length):
+    if columns and not (path and length):
         raise ValueError(
             f'{manifest} cannot be used: wanted columns "path" and "len" (VIP) or "directory", '
             f'"num_frames" and "text" (LIV); its columns are {columns}.'
         )
-    clips = [_row_clip(manifest, n, row, path, length) for n, row in enumerate(rows, 1)]
-    if not clips:
+    if not rows or path is None or length is None:
         raise ValueError(f"{manifest} lists no clip.")
+    clips = [_row_clip(manifest, n, row, path, length) for n, row in enumerate(rows, 1)]
     if all(clip.error for clip in clips):
         raise ValueError(f"{manifest} cannot be used: {clips[0].error}")
     return sorted(clips, key=lambda clip: clip.name)

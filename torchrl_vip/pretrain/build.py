@@ -349,9 +349,8 @@ class Objective:
     dtype: torch.dtype
 
     def __call__(self, batch: TensorDict, step: int) -> TensorDict:
-        if isinstance(self.loss, VIPLoss) and self.loss.generator:  # the permutations of this step
-            seed = generator_at(self.seed, step, stream=2).initial_seed()
-            self.loss.generator.manual_seed(seed)
+        if isinstance(self.loss, VIPLoss):  # the permutations of this step
+            self.loss.generator = generator_at(self.seed, step, stream=2)
         bfloat16 = self.dtype == torch.bfloat16
         with torch.autocast(batch["reward"].device.type, torch.bfloat16, enabled=bfloat16):
             losses = self.loss(batch)
@@ -374,7 +373,6 @@ def make_objective(encoder: VIPEncoder, config: Config, dtype: torch.dtype) -> O
             negatives=config["negatives"],
             clamp=config["clamp"],
             time_contrast=config["time_contrast"],
-            generator=torch.Generator(),
             **options,
         )
     else:

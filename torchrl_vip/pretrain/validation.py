@@ -90,8 +90,8 @@ def validation_loss(
     """The objective without penalties on the sampler's next sub-clips; this process's own."""
     index, info = sampler.sample(table.storage, 64)
     z = encoder(table.storage.get(index)["pixels"]).unflatten(0, (-1, 4))
-    if isinstance(objective, VIPLoss) and objective.generator:
-        objective.generator.manual_seed(0)
+    if isinstance(objective, VIPLoss):
+        objective.generator = torch.Generator().manual_seed(0)
     loss, _ = objective.objective(z, info["reward"].view(-1, 4)[:, 0].to(z.device))
     return loss.item()
 

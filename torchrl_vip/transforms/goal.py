@@ -258,8 +258,8 @@ class GoalState:
     def clone(self) -> GoalState:
         """The same goals, which go ways of their own from now on."""
         clone = copy.copy(self)
-        by_batch = {batch: copy.copy(goals) for batch, goals in self._by_batch.items()}
-        clone.__dict__ |= {"_goals": copy.copy(self._goals), "_by_batch": by_batch}
+        clone._goals = copy.copy(self._goals)
+        clone._by_batch = {batch: copy.copy(goals) for batch, goals in self._by_batch.items()}
         return clone
 
 
