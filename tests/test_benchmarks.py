@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from torchrl_vip import VIPEncoder
 from torchrl_vip.data.video import write_video
@@ -51,6 +52,28 @@ def test_the_typical_approach_is_to_the_end_of_another_success_of_the_group():
     assert typical_approach(z[4:], clips[4:]) == -1.5
     assert typical_approach(z, clips) == 2.5  # of 5, 7, 0, -3
     assert typical_approach(z[1:4], clips[1:4]) is None  # no group holds two successes
+
+
+def test_returns_are_of_successes_towards_their_own_end_and_the_others(tmp_path):
+    import return_scales
+
+    labels = []
+    for name, scene, success, greys in (
+        ("a", "drawer", True, (50, 100)),
+        ("b", "drawer", True, (60, 120)),
+        ("c", "drawer", False, (0, 255)),
+        ("d", "towel", True, (10, 30)),
+    ):
+        (tmp_path / name).mkdir()
+        for t, grey in enumerate(greys):
+            Image.new("RGB", (8, 8), (grey,) * 3).save(tmp_path / name / f"{t}.png")
+        labels.append({"file": name, "group": scene, "success": success})
+    (tmp_path / "index.json").write_text(json.dumps(labels))
+
+    found = return_scales.approaches(lambda x: x.float().mean((1, 2, 3))[:, None], tmp_path)
+    assert found["its own end"] == [50, 60, 20]
+    # a to the end of b is |50 - 120| - |100 - 120|, b to that of a |60 - 100| - |120 - 100|
+    assert found["another success's end"] == [50, 20]
 
 
 def test_reward_correlation_of_a_precision_with_itself_is_one():
