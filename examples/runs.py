@@ -132,7 +132,7 @@ class Run:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Close; an interruption, and the death of a Ray worker, end in a line that says how to go on."""
         self.close()
-        if isinstance(error, KeyboardInterrupt):
+        if terminal.was_interrupted(error):
             interruption = KeyboardInterrupt(self._how_to_go_on())
             if multiprocessing.active_children():  # a collector would wait for them
                 terminal.end_for(interruption)

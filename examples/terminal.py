@@ -51,6 +51,18 @@ def end_now(code: int, message: str) -> NoReturn:
     os._exit(code)
 
 
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is what began it, also where another error took its place.
+
+    An error in a block of ``params.to_module(...)``, as losses have, becomes "Converting a tensordict to
+    boolean value is not permitted": Python asks for the truth of what its ``__exit__`` returns.
+    https://github.com/pytorch/tensordict/blob/v0.14.0/tensordict/base.py
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def end_for(interruption: KeyboardInterrupt) -> NoReturn:
     """:func:`end_now` for Ctrl-C, with what the interruption says."""
     hint = f": {interruption}" if str(interruption) else ""

@@ -443,6 +443,18 @@ def test_an_interruption_says_how_to_go_on(tmp_path):
         raise KeyboardInterrupt
 
 
+def test_an_interruption_inside_a_loss_says_how_to_go_on(tmp_path):
+    layer = torch.nn.Linear(1, 1)
+    parameters = TensorDict.from_module(layer)
+    run = runs.Run(sac.SACConfig(out=str(tmp_path)))
+    with (
+        pytest.raises(KeyboardInterrupt, match="no checkpoint was written yet"),
+        run,
+        parameters.to_module(layer),  # whose end turns it into a RuntimeError
+    ):
+        raise KeyboardInterrupt
+
+
 def test_a_run_is_not_overwritten(tmp_path):
     (tmp_path / "checkpoint.pt").touch()
     with pytest.raises(SystemExit, match="--resume continues it"):
