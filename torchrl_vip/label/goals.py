@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchrl_vip.data.clip import IMAGE_SUFFIXES, Clip
+from torchrl_vip.functional import goal_distance
 
 OTHERS = 64
 """Ends of other episodes that one is compared with: more change nothing but the time."""
@@ -36,16 +37,16 @@ class Goals:
         """The goal ``[D]`` of an episode of this task with embeddings ``[T, D]``."""
         return z[-1] if self.kind == "last" else self.shared[task]
 
-    def end_distance(self, task: str, number: int, z: Tensor) -> float:
-        """Distance of an episode's last frame to where it should have come: the goal images; or the median
-        to the last frames of other episodes of its task, NaN without any."""
+    def to_the_end(self, task: str, number: int, z: Tensor) -> Tensor | None:
+        """Distances ``[T]`` of an episode's frames to where it should have come: to the goal images; or the
+        median to the last frames of other episodes of its task, None without any."""
         if self.kind == "images":
-            return float(torch.dist(z[-1], self.shared[task]))
+            return goal_distance(z, self.shared[task])
         others = [i for i, owner in enumerate(self.owners.get(task, [])) if owner != number]
         if not others:
-            return float("nan")
-        chosen = others[:: -(-len(others) // OTHERS)]
-        return float(torch.linalg.vector_norm(self.ends[task][chosen] - z[-1], dim=-1).median())
+            return None
+        chosen = self.ends[task][others[:: -(-len(others) // OTHERS)]]
+        return goal_distance(z[:, None], chosen).median(-1).values
 
 
 def task_of(clip: Clip) -> str:
@@ -61,7 +62,8 @@ def gather_ends(clips: Sequence[Clip], read_end: Callable[[Clip], Tensor | None]
     Args:
         read_end: embedding ``[D]`` of a clip's last frame; None of one that could not be read.
     """
-    good, rest = defaultdict(list), defaultdict(list)
+    good: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
+    rest: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
     for number, clip in enumerate(clips):
         if (end := read_end(clip)) is not None:
             (good if clip.success else rest)[task_of(clip)].append((number, end))
@@ -85,7 +87,7 @@ def goal_images(source: Path, tasks: Sequence[str]) -> dict[str, list[Path]]:
             "named as the tasks are."
         )
     if source.is_file():
-        return dict.fromkeys(tasks, [source])
+        return {task: [source] for task in tasks}
     images: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
         inside = path.relative_to(source).parts
@@ -94,7 +96,7 @@ def goal_images(source: Path, tasks: Sequence[str]) -> dict[str, list[Path]]:
         raise ValueError(f"--goal {source}: there is no .png or .jpg in it.")
     named = {task: images[_plain(task)] for task in tasks if _plain(task) in images}
     if not named:
-        return dict.fromkeys(tasks, [path for paths in images.values() for path in paths])
+        return {task: [path for paths in images.values() for path in paths] for task in tasks}
     if missing := [task for task in tasks if task not in named]:
         raise ValueError(
             f"--goal {source} has images of {len(named)} of {len(tasks)} tasks; none is named "

@@ -23,7 +23,7 @@ from torchrl_vip.label.rows import Rows, Summary
 from torchrl_vip.label.store import EmbeddingStore
 from torchrl_vip.label.stream import Meter, embed_stream
 from torchrl_vip.transforms import VIPRewardTransform, VIPTransform
-from torchrl_vip.weights import weights_digest
+from torchrl_vip.weights import load_vip, weights_digest
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,11 @@ class Settings:
         camera: of a dataset with several; its name, or the end of it.
         encoder: a checkpoint's name or path; None is the bundled default.
         form, scale, gamma, threshold: of :class:`torchrl_vip.VIPRewardTransform`.
+        success_threshold: distance of a last frame beyond which an episode is suspected to have failed; None
+            is the checkpoint's.
         blur: of :class:`torchrl_vip.FrozenEncoder`.
+        dtype: of the network's arithmetic: ``"auto"``, as FrozenEncoder picks it for the device, or the
+            name of a torch dtype.
         batch_size: frames of one forward.
         threads: episodes that are decoded at a time.
         device: ``"auto"`` is a GPU where there is one.
@@ -53,7 +57,9 @@ class Settings:
     scale: float | str = "auto"
     gamma: float = 0.98
     threshold: float | None = None
+    success_threshold: float | None = None
     blur: float = 0.0
+    dtype: str = "auto"
     batch_size: int = 64
     threads: int = 2
     device: str = "auto"
@@ -92,6 +98,12 @@ def episodes_of(source: Path, camera: str | None = None) -> list[Clip]:
     return [clip for clip in clips if clip.labels.get("camera", chosen[0]) == chosen[0]]
 
 
+def make_encoder(settings: Settings) -> FrozenEncoder:
+    """The encoder that the settings name, on the CPU."""
+    dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    return FrozenEncoder(load_vip(settings.encoder), blur=settings.blur, dtype=dtype)
+
+
 class Labeller:
     """The episodes of a dataset, the encoder, and what is known of them so far.
 
@@ -103,9 +115,8 @@ class Labeller:
     def __init__(self, settings: Settings, encoder: FrozenEncoder | None = None):
         self.settings = settings
         self.clips = episodes_of(settings.source, settings.camera)
-        self.vip = VIPTransform(
-            encoder or settings.encoder, **({} if encoder else {"blur": settings.blur})
-        )
+        self.encoder = encoder or make_encoder(settings)
+        self.vip = VIPTransform(self.encoder)
         self.reward = VIPRewardTransform(
             encoder=self.vip,
             form=settings.form,
@@ -114,14 +125,14 @@ class Labeller:
             threshold=settings.threshold,
         )
         self._check_reward()
-        network: FrozenEncoder = self.vip.encoder
-        digest = weights_digest(network, network.image_size, network.dtype, network.blur)[:12]
+        encoder = self.encoder
+        digest = weights_digest(encoder, encoder.image_size, settings.dtype, encoder.blur)[:12]
         self.store = EmbeddingStore(settings.results / "embeddings" / digest)
         self.images = self._embed_images()
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        network.to(device)
+        encoder.to(device)
 
     def _check_reward(self) -> None:
         """Now, not after hours: a scale or threshold that the checkpoint lacks raises ValueError."""
@@ -131,7 +142,13 @@ class Labeller:
     @property
     def config(self) -> dict:
         """The checkpoint's own config."""
-        return self.vip.encoder.config
+        return self.encoder.config
+
+    @property
+    def threshold(self) -> float | None:
+        """Distance of a last frame beyond which an episode is suspected to have failed."""
+        given = self.settings.success_threshold
+        return self.config.get("success_threshold") if given is None else given
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -158,6 +175,11 @@ class Labeller:
         numbers = range(len(self.clips)) if numbers is None else numbers
         return [n for n in numbers if not self.store.has(self.clips[n])]
 
+    def is_done(self, number: int) -> bool:
+        """Whether an episode was embedded, or found to be unreadable."""
+        clip = self.clips[number]
+        return self.store.has(clip) or self.store.error(clip) is not None
+
     def embed(self, numbers: Sequence[int] | None = None, *, show: bool = True) -> Meter:
         """Embed what is missing, and keep each episode as soon as it is whole.
 
@@ -168,7 +190,7 @@ class Labeller:
         todo = [self.clips[n] for n in self.missing(numbers)]
         stream = embed_stream(
             todo,
-            lambda frames: self.vip.encoder(frames, channel_dim=-3),
+            lambda frames: self.encoder(frames, channel_dim=-3),
             batch_size=settings.batch_size,
             threads=settings.threads,
             meter=meter,
@@ -226,23 +248,32 @@ class Labeller:
             reward=self.reward.reward_between(z, maths.following(z), goal).numpy(),
             z=z.numpy(),
         )
-        shape = maths.orders(distance)
-        summary.read = len(z)
-        summary.frames = max(summary.frames, len(z))
+        self._summarise(summary, number, z, rows, goals)
+        return Labelled(clip, summary, rows)
+
+    def _summarise(
+        self, summary: Summary, number: int, z: Tensor, rows: Rows, goals: Goals
+    ) -> None:
+        """Fill in what an episode's curves say."""
+        task = summary.task
+        summary.read, summary.frames = len(z), max(summary.frames, len(z))
         summary.total = float(rows.reward.sum(dtype="float64"))
-        summary.bumps = shape["bumps"]
+        summary.bumps = maths.orders(rows.distance)["bumps"]
         summary.voc_own = maths.orders(maths.curve(z, z[-1]))["voc"]
         summary.voc_shared = maths.orders(maths.curve(z, goals.shared[task]))["voc"]
-        summary.first_distance = float(distance[0])
+        summary.first_distance = float(rows.distance[0])
         summary.final_progress = float(rows.progress[-1])
-        summary.end_distance = goals.end_distance(task, number, z)
-        threshold = self.config.get("success_threshold")
-        if threshold is not None and not math.isnan(summary.end_distance):
-            summary.suspected_failure = summary.end_distance > threshold
-        if math.isnan(rows.progress[-1]):
-            begins = f"begins at its goal (distance {distance[0]:.2g}): no progress can be told"
+        ends = goals.to_the_end(task, number, z[[0, -1]])
+        if ends is not None:
+            first, last = ends.tolist()
+            summary.end_distance = last
+            summary.end_progress = 1 - last / max(first, 1e-12)
+            summary.suspected_failure = None if self.threshold is None else last > self.threshold
+        if math.isnan(summary.final_progress):
+            begins = (
+                f"begins at its goal (distance {rows.distance[0]:.2g}): no progress can be told"
+            )
             summary.note = "; ".join(filter(None, [summary.note, begins]))
-        return Labelled(clip, summary, rows)
 
 
 def index_of(clip: Clip, number: int) -> int:

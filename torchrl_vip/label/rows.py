@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ class Summary:
         bumps: share of steps that lead away from the goal.
         final_progress: progress of its last frame.
         end_distance: of its last frame to the goal images, or the median to other episodes' last frames.
+        end_progress: 1 - end_distance / the first frame's: how far it came to where it should have come.
         suspected_failure: whether that is beyond the checkpoint's success_threshold; None where unknown.
         note, error: what was noticed; why the episode could not be used.
     """
@@ -69,15 +70,14 @@ class Summary:
     first_distance: float = math.nan
     final_progress: float = math.nan
     end_distance: float = math.nan
+    end_progress: float = math.nan
     suspected_failure: bool | None = None
     note: str = ""
     error: str = ""
-    labels: dict[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """For a table: the field names, with "return" for ``total``."""
         row = asdict(self)
-        del row["labels"]
         return {("return" if name == "total" else name): value for name, value in row.items()}
 
 

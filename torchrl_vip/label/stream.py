@@ -151,19 +151,20 @@ def embed_stream(
     batches = _Batches(embed, batch_size, meter or Meter())
     waiting: dict[int, End] = {}  # clips that are decoded, but not embedded to their end
     frames = decode(clips, threads)
+    nothing = (-1, None)
     while True:
         began = time.perf_counter()
-        item = next(frames, None)
+        number, item = next(frames, nothing)
         batches.meter.waiting += time.perf_counter() - began
         if item is None:
             batches.flush()
-        elif isinstance(item[1], End):
-            waiting[item[0]] = item[1]
+        elif isinstance(item, End):
+            waiting[number] = item
         else:
-            batches.add(*item)
-        for number in [n for n in waiting if not batches.holds(n)]:
-            z, end = batches.take(number), waiting.pop(number)
-            yield Embedded(number, z[:0] if end.error else z, end)
+            batches.add(number, item)
+        for ended in [n for n in waiting if not batches.holds(n)]:
+            z, end = batches.take(ended), waiting.pop(ended)
+            yield Embedded(ended, z[:0] if end.error else z, end)
         if item is None:
             return
 
