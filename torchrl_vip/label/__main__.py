@@ -69,6 +69,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--results", type=Path, help="folder of tables, pictures and embeddings (DATASET_vip)")
     add("--out", type=Path, help="a new dataset, the same with rewards and embeddings")
     add("--in-place", action="store_true", help="put that new dataset in the old one's place")
+    replaced = "replace rewards and embeddings that the dataset has already"
+    add("--overwrite", action="store_true", help=f"--out, --in-place: {replaced}")
     kinds = ("float16", "float32")
     add("--embeddings", choices=kinds, help="a column vip_vec in rewards.parquet too")
     labels = (
@@ -198,7 +200,8 @@ def finish(args: argparse.Namespace, labeller: Labeller, meter: Meter | None) ->
     tell(said, settings.results, meter)
     if args.check:
         check(args.check, labeller, summaries)
-    for path in write_dataset(labeller, goals, summaries, args.out, args.in_place):
+    options = {"out": args.out, "in_place": args.in_place, "overwrite": args.overwrite}
+    for path in write_dataset(labeller, goals, **options):
         print(f"wrote {path}")
     return UNREADABLE if said["unreadable"] else 0
 
@@ -255,7 +258,7 @@ def tell(said: dict[str, Any], results: Path, meter: Meter | None) -> None:
             )
     failed = said["suspected_failures"]
     if failed:
-        print(f"{len(failed)} suspected failures, such as {failed[0]}")
+        print(f"{len(failed)} suspected failure(s), such as {failed[0]}")
     if len(failed) > 0.5 * said["episodes"]:
         print(
             "  more than half: the checkpoint's success_threshold is of other scenes. Rank by end_progress "
@@ -263,7 +266,7 @@ def tell(said: dict[str, Any], results: Path, meter: Meter | None) -> None:
         )
     for kind, title in (("unreadable", "could not be read"), ("notes", "were noted")):
         if reasons := list(said[kind].values()):
-            print(f"{len(reasons)} episodes {title}:")
+            print(f"{len(reasons)} episode(s) {title}:")
             print("\n".join(f"  {reason}" for reason in reasons[:10]))
             if len(reasons) > 10:
                 print(f"  and {len(reasons) - 10} more, in report.json")

@@ -48,7 +48,8 @@ class EmbeddingStore:
             said = json.dumps({"name": clip.name, "error": embedded.end.error})
             write_whole(reason, lambda part: part.write_text(said))
             return
-        metadata = {"name": clip.name.encode(errors="replace").decode(), "note": embedded.end.note}
+        # one entry: safetensors writes several in an order that differs from run to run
+        metadata = {"clip": json.dumps({"name": clip.name, "note": embedded.end.note})}
         write_whole(path, lambda part: save_file({"z": embedded.z.contiguous()}, part, metadata))
         reason.unlink(missing_ok=True)
 
@@ -78,8 +79,8 @@ class EmbeddingStore:
             with safe_open(path, framework="pt") as file:
                 rows = file.get_slice("z")
                 z = rows[rows.get_shape()[0] - 1 :] if last_only else rows[:]
-                note = (file.metadata() or {}).get("note", "")
-        except (SafetensorError, OSError) as error:
+                note = json.loads(file.metadata()["clip"])["note"]
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             path.unlink(missing_ok=True)
             raise ValueError(
                 f"{path} is damaged ({error}) and was deleted: run the same command again."
