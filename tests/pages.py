@@ -10,7 +10,6 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "docs/notebook"  # dated notes, out of the reader's path
 PAGES = sorted(
     page
-    # The bundled checkpoints' cards are not in this form yet.
     for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
     if not page.is_relative_to(NOTEBOOK) and "_build" not in page.parts
 )
@@ -68,3 +67,49 @@ def prose(page: Path) -> list[str]:
     rows = re.findall(r"^\|.*$", text, re.MULTILINE)
     cells = {cell.strip() for row in rows for cell in row.split("|")}
     return [s for s in sentences(text) if not (s in cells and words(s) < 6)]
+
+
+# --- the notebook -----------------------------------------------------------------------------------
+
+
+class Section(NamedTuple):
+    """A heading of a notebook page. Its first line says when it was measured: ``*Measured 2026-11-23.*``"""
+
+    page: Path
+    title: str
+    text: str
+    dates: list[str]
+
+    @property
+    def link(self) -> str:
+        anchor = re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
+        return f"[{self.title}]({self.page.name}#{anchor})"
+
+
+def notebook_pages() -> list[Path]:
+    return sorted(page for page in NOTEBOOK.glob("*.md") if page.name != "index.md")
+
+
+def notebook_sections(page: Path) -> list[Section]:
+    text = FENCE.sub("", page.read_text())
+    found = []
+    for part in re.split(r"^#{1,3} ", text, flags=re.MULTILINE)[1:]:
+        title, _, body = part.partition("\n")
+        measured = re.match(r"\s*\*Measured (.*)\*$", body, re.MULTILINE)
+        dates = re.findall(r"\d{4}-\d\d-\d\d", measured[1]) if measured else []
+        found.append(Section(page, title, body, dates))
+    return found
+
+
+def notebook_index() -> str:
+    """The list of docs/notebook/index.md: what was measured on each day."""
+    pages = [notebook_sections(page) for page in notebook_pages()]
+    lines = []
+    for day in sorted({date for page in pages for section in page for date in section.dates}):
+        lines.append(f"\n## {day}\n")
+        for title, *sections in pages:
+            links = [section.link for section in sections if day in section.dates]
+            if links or day in title.dates:
+                page = f"[{title.title}]({title.page.name})"
+                lines.append(f"* {page}: {'; '.join(links)}" if links else f"* {page}")
+    return "\n".join(lines) + "\n"

@@ -10,7 +10,19 @@ from statistics import median
 
 import pytest
 import yaml
-from pages import NOTEBOOK, PAGES, ROOT, blocks, name, prose, snippets, words
+from pages import (
+    NOTEBOOK,
+    PAGES,
+    ROOT,
+    blocks,
+    name,
+    notebook_index,
+    notebook_pages,
+    notebook_sections,
+    prose,
+    snippets,
+    words,
+)
 
 # Modules whose public classes and functions the API reference documents; packages by their __all__.
 MODULES = [
@@ -127,9 +139,23 @@ def test_code_that_is_not_run_says_why():
                 compile(block.code, name(page), "exec")
 
 
-def test_notebook_pages_are_dated():
-    for page in NOTEBOOK.glob("*.md"):
-        assert page.stem == "index" or re.match(r"\d{4}-\d\d-\d\d-", page.stem), page.name
+@pytest.mark.parametrize("page", notebook_pages(), ids=name)
+def test_a_notebook_page_says_when_each_section_was_measured(page):
+    dates = []
+    for title, text, measured in ((s.title, s.text, s.dates) for s in notebook_sections(page)):
+        # Code, links and days are no measurements.
+        prose = re.sub(r"`[^`]*`|\]\([^)]*\)|\d{4}-\d\d-\d\d", "", text)
+        assert measured or not re.search(r"\d", prose), (
+            f'{name(page)}, "{title}": the first line has to be like *Measured 2026-11-23.*'
+        )
+        dates += measured
+    first = min(dates, default=None)
+    assert page.name[:10] == first, f"a page's name begins with its first day, {first}"
+
+
+def test_the_notebooks_index_lists_all_days():
+    """If not: python scripts/check_docs.py --write-index"""
+    assert (NOTEBOOK / "index.md").read_text().endswith("-->\n" + notebook_index())
 
 
 # --- commands ---------------------------------------------------------------------------------------
