@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "docs/notebook"  # dated notes, out of the reader's path
+CARDS = sorted(ROOT.glob("torchrl_vip/assets/*/README.md"))  # of the bundled checkpoints
 PAGES = sorted(
     page
-    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
+    for page in [ROOT / "README.md", *CARDS, *ROOT.glob("docs/**/*.md")]
     if not page.is_relative_to(NOTEBOOK) and "_build" not in page.parts
 )
 

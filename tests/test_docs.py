@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from statistics import median
 import pytest
 import yaml
 from pages import (
+    CARDS,
     NOTEBOOK,
     PAGES,
     ROOT,
@@ -115,12 +117,46 @@ def test_a_newcomers_questions_are_linked_from_the_first_page(site):
         assert f'id="{heading}"' in (site / page).read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *CARDS], ids=name)
 def test_relative_links_lead_somewhere(page):
-    if not (ROOT / page).exists():
-        pytest.skip(f"no {page}")
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text()):
-        assert (ROOT / target).exists(), f"{page} links to {target}, which is not there"
+    if not page.exists():
+        pytest.skip(f"no {name(page)}")
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page} links to {target}, which is not there"
+
+
+# Of huggingface/hub-docs, modelcard.md; base_model and datasets are names of repositories of the Hub.
+HUB_FIELDS = {
+    "base_model",
+    "datasets",
+    "language",
+    "library_name",
+    "license",
+    "license_link",
+    "license_name",
+    "metrics",
+    "model-index",
+    "pipeline_tag",
+    "tags",
+}
+
+
+@pytest.mark.parametrize("card", CARDS, ids=name)
+def test_a_card_begins_with_the_hubs_header(card):
+    begin, header, body = card.read_text().split("---\n", 2)
+    fields = yaml.safe_load(header)
+    assert begin == "" and body.startswith("\n# ")
+    assert set(fields) <= HUB_FIELDS
+    assert fields["library_name"] == "torchrl_vip"
+    assert fields["pipeline_tag"] == "image-feature-extraction"
+    assert all(re.fullmatch(r"[a-z][a-z0-9-]*", tag) for tag in fields["tags"])
+    for repository in [fields.get("base_model", []), fields.get("datasets", [])]:
+        names = [repository] if isinstance(repository, str) else repository
+        assert all(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) for name in names)
+    # Each licence of the header is in the body and in the checkpoint's own config.
+    config = json.loads((card.parent / "config.json").read_text())
+    for licence in fields["license"]:
+        assert licence in body.lower() and licence in config["licence"].lower()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
