@@ -76,6 +76,31 @@ def test_returns_are_of_successes_towards_their_own_end_and_the_others(tmp_path)
     assert found["another success's end"] == [50, 20]
 
 
+def test_bands_of_order_count_the_scenes_whose_failures_are_told_apart():
+    import order_bands
+
+    scenes = [
+        {"set": "kitchen", "voc": 0.7, "bumps": 0.25, "auc": 0.9},
+        {"set": "kitchen", "voc": 1.0, "bumps": 0.75, "auc": 0.5},
+        {"set": "clips", "voc": 0.8, "bumps": 0.5},  # a scene without failures
+        {"set": "fetch", "voc": 0.3, "bumps": 0.5, "auc": 1.0},
+        {"set": "fetch", "voc": -1.0, "bumps": 1.0, "auc": 0.0},
+    ]
+    assert order_bands.table(scenes, "order")[2:] == [
+        "| -1 to 0.3 | 1 (fetch 1) | 1.00 | 1 | 0 | 0.00 |",
+        "| 0.3 to 0.7 | 1 (fetch 1) | 0.50 | 1 | 1 | 1.00 |",
+        "| 0.7 to 1 | 3 (kitchen 2, clips 1) | 0.50 | 2 | 1 | 0.70 |",
+    ]
+    shipped = (order_bands.RESULTS / "order_bands.md").read_text()
+    for value in order_bands.BANDS:
+        rows = order_bands.table(order_bands.read_scenes(order_bands.RESULTS, "bundled"), value)
+        assert "\n".join(rows) in shipped, "run python benchmarks/order_bands.py"
+    # Of three frames the six orders are 1, .5, .5, -.5, -.5, -1.
+    assert order_bands.by_chance(3, (0.5, 0.9), draws=200) == "50% within ±0.50, 90% within ±1.00"
+    with pytest.raises(SystemExit, match="no 'r3m' in metaworld; it has"):
+        order_bands.read_scenes(order_bands.RESULTS, "r3m")
+
+
 def test_reward_correlation_of_a_precision_with_itself_is_one():
     torch.manual_seed(0)
     encoder = VIPEncoder("resnet18", dim=8, image_size=32)
