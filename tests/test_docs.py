@@ -102,19 +102,36 @@ def test_the_site_fetches_nothing(site):
         assert not re.search(r"(@import|url\()\s*['\"]?https?:", sheet.read_text()), sheet
 
 
+# How do I set a goal per environment? Which weights may I use commercially? My camera's frames are BGR?
+# How do I use my R3M weights? Why does the arm fool it?
+NEWCOMERS = (
+    "environments.md#a-goal-for-each-environment",
+    "weights.md#which-weights-may-i-use-commercially",
+    "environments.md#frames-that-are-bgr-or-upside-down",
+    "weights.md#r3m",
+    "goals.md#why-the-arm-fools-it",
+)
+
+
+@pytest.mark.parametrize("answer", NEWCOMERS)
+def test_the_readme_links_the_answers_to_a_newcomers_questions(answer):
+    page, anchor = answer.split("#")
+    headings = re.findall(r"^#+ (.*)$", (ROOT / "docs" / page).read_text(), re.MULTILINE)
+    assert f"](docs/{answer})" in (ROOT / "README.md").read_text()
+    assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
 @pytest.mark.slow
 def test_a_newcomers_questions_are_linked_from_the_first_page(site):
     first = (site / "index.html").read_text()
-    for anchor in (
-        "environments.html#a-goal-for-each-environment",
-        "weights.html#which-weights-may-i-use-commercially",
-        "environments.html#frames-that-are-bgr-or-upside-down",
-        "weights.html#r3m",
-        "goals.html#why-the-arm-fools-it",
-    ):
-        page, heading = anchor.split("#")
-        assert f'href="{anchor}"' in first
+    for answer in NEWCOMERS:
+        page, heading = answer.replace(".md", ".html").split("#")
+        assert f'href="{page}#{heading}"' in first
         assert f'id="{heading}"' in (site / page).read_text()
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 100
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *CARDS], ids=name)
