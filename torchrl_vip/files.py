@@ -65,6 +65,95 @@ def delete_leftovers(path: Path) -> None:
             continue
 
 
+class NewFolder:
+    """A folder that appears whole or not at all: filled under another name beside, then renamed.
+
+    What a killed process left is deleted by the next NewFolder of the same path. As a context manager it
+    publishes at the end, and discards where the block raises.
+
+    Args:
+        path: of the folder; its parent exists. Nothing but an empty folder may be there.
+
+    Attributes:
+        path: where it will appear.
+        part: where it is filled until then.
+
+    Raises:
+        FileExistsError: there is something at ``path`` already.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self._refuse_existing()
+        delete_leftover_folders(self.path)
+        self.part = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
+        self.part.mkdir()
+        self._lock = os.open(self.part, os.O_RDONLY)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)  # gone with this process, killed or not
+
+    def _refuse_existing(self) -> None:
+        if self.path.is_symlink() or self.path.is_file():
+            raise FileExistsError(f"{self.path} exists: give a folder that does not.")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise FileExistsError(
+                f"{self.path} exists and is not empty: give a folder that does not."
+            )
+
+    def publish(self) -> Path:
+        """Give the folder its name, once all of it is on the disk."""
+        sync_tree(self.part)
+        self._refuse_existing()
+        os.rename(self.part, self.path)  # refuses a folder that was filled meanwhile
+        os.close(self._lock)
+        return self.path
+
+    def discard(self) -> None:
+        """Delete what there is; nothing to do after :meth:`publish`."""
+        if self.part.exists():
+            shutil.rmtree(self.part, ignore_errors=True)
+            os.close(self._lock)
+
+    def __enter__(self) -> NewFolder:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.publish()
+        finally:
+            self.discard()
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until all files below a folder are on the disk."""
+    for name, _, files in os.walk(folder):
+        for path in [name, *(os.path.join(name, file) for file in files)]:
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def delete_leftover_folders(path: Path) -> None:
+    """Delete the unfinished folders of writers of ``path`` that were killed."""
+    now = time.time()
+    for part in path.parent.glob(f".{glob.escape(path.name)}.????????.part/"):
+        try:
+            if now - part.stat().st_mtime < LEFTOVER_AGE:
+                continue
+            handle = os.open(part, os.O_RDONLY)
+        except OSError:  # gone meanwhile
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(part, ignore_errors=True)
+        except OSError:  # being written
+            pass
+        finally:
+            os.close(handle)
+
+
 def _is_of_the_disk(error: BaseException) -> bool:
     """Whether writing failed; safetensors and torch have types of their own for that."""
     if isinstance(error, RuntimeError):
