@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +43,22 @@ __all__ = [
 
 
 def write_video(
-    path: str | Path, frames: np.ndarray | Tensor, fps: int = 20, *, gop_size: int | None = None
+    path: str | Path,
+    frames: np.ndarray | Tensor | Iterable[np.ndarray | Tensor],
+    fps: int | Fraction = 20,
+    *,
+    gop_size: int | None = None,
 ) -> Path:
-    """Write uint8 ``[T, H, W, 3]`` frames (even H and W) as an mp4, whole or not at all.
+    """Write frames as an mp4, whole or not at all.
 
-    H.264, or MPEG-4 where PyAV has no libx264. ``gop_size``: frames from one key frame to the next at
-    most, for random access; None is the codec's own.
+    H.264, or MPEG-4 where PyAV has no libx264.
+
+    Args:
+        frames: uint8 ``[T, H, W, 3]``, or one ``[H, W, 3]`` after another; H and W are even.
+        gop_size: frames from one key frame to the next at most, for random access; None is the codec's own.
+
+    Raises:
+        ValueError: no frame, one of another shape than the first or not of uint8, or an odd size.
     """
     import av
 
@@ -56,12 +69,28 @@ def write_video(
     def write(part: Path) -> None:
         with av.open(str(part), "w", format="mp4") as container:
             stream = container.add_stream(codec, rate=fps, options=options)
-            stream.height, stream.width = frames.shape[1], frames.shape[2]
+            stream.height, stream.width = first.shape[:2]
             stream.pix_fmt = "yuv420p"
             if gop_size:
                 stream.gop_size = gop_size
-            for frame in np.asarray(frames):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            for frame in chain([first], rest):
+                picture = np.asarray(frame)
+                _check_frame(picture, first.shape)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode())
 
+    rest = iter(frames)
+    if (begin := next(rest, None)) is None:
+        raise ValueError(f"{path}: no frames were given; wanted one or more.")
+    first = np.asarray(begin)
     return write_whole(path, write)
+
+
+def _check_frame(frame: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raise ValueError for a frame that does not go into a video of this shape."""
+    wanted = len(shape) == 3 and shape[2] == 3 and shape[0] % 2 == shape[1] % 2 == 0
+    if not wanted or frame.shape != shape or frame.dtype != np.uint8:
+        raise ValueError(
+            f"a frame of shape {list(frame.shape)} and {frame.dtype} in a video of {list(shape)}: wanted "
+            "uint8 [H, W, 3], all of one size, H and W even."
+        )
