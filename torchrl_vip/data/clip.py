@@ -1,10 +1,12 @@
-"""What a clip is: a video file, a folder of numbered frames, or a part of a file."""
+"""What a clip is: a video file, a folder of numbered frames, or a part of a file or memory-map."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
+
+import numpy as np
 
 VIDEO_SUFFIXES = {
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".webm", ".avi", ".divx"),
@@ -49,8 +51,49 @@ class ImageColumn:
     count: int
 
 
-Part: TypeAlias = "tuple[int, int] | Moments | ImageColumn | None"
-"""Frames [first, end) of a file or folder, moments of a video, images in a parquet file; None: all."""
+@dataclass(frozen=True)
+class ArrayRows:
+    """Frames that are rows of an array, in an HDF5 file or in a folder of memory-mapped tensors.
+
+    ::
+
+        array           |----|o_0  o_1  ...  o_T-1|-------|     rows first, first + 1, ...
+        next_array      |----|               o_T  |-------|     its row of the last step
+
+    A full replay buffer is a ring: its last row is followed by row 0. Rows that several environments wrote
+    side by side (``[T, lanes]``) are counted with the lanes inside.
+
+    Attributes:
+        array: name of the array: ``data/demo_0/obs/front``, ``storage/pixels``.
+        steps: number of rows.
+        first: row of the first frame.
+        next_array: the array of the frames after each; its last row is one frame more. None: there is none.
+        ring: number of rows after which a ring goes on at row 0; 0: it is none.
+        lane, lanes: number of the environment, and how many there are.
+    """
+
+    array: str
+    steps: int
+    first: int = 0
+    next_array: str | None = None
+    ring: int = 0
+    lane: int = 0
+    lanes: int = 1
+
+    @property
+    def count(self) -> int:
+        """Number of frames: one more than steps where the frame after the last step is known."""
+        return self.steps + (self.next_array is not None)
+
+    def rows(self) -> np.ndarray:
+        """Rows of the steps, int64 ``[steps]``."""
+        time = self.first + np.arange(self.steps)
+        return (time % self.ring if self.ring else time) * self.lanes + self.lane
+
+
+Part: TypeAlias = "tuple[int, int] | Moments | ImageColumn | ArrayRows | None"
+"""Frames [first, end) of a file or folder, moments of a video, images in a parquet file, rows of an array;
+None: all."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +101,7 @@ class Clip:
     """One video.
 
     Attributes:
-        path: a video file, a folder of numbered frames or a parquet file.
+        path: a video file, a folder of numbered frames or of memory-mapped tensors, a parquet or HDF5 file.
         name: tells it from other clips of its source.
         labels: what is known of it, such as "task".
         span: the part of ``path`` that the clip is; None: all of it.

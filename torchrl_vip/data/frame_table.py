@@ -24,7 +24,8 @@ from torch import Tensor
 from torchrl.data import Storage, TensorStorage
 from tqdm import tqdm
 
-from torchrl_vip.data.clip import Clip, Moments
+from torchrl_vip.data.arrays import files_of
+from torchrl_vip.data.clip import ArrayRows, Clip, Moments
 from torchrl_vip.data.reading import check_two, measure, read_frames, to_square
 from torchrl_vip.data.video_file import probe
 
@@ -196,7 +197,10 @@ def _try_decode(clip: Clip, size: int, path: Path) -> dict[str, Any]:
 
 def fingerprint(clip: Clip) -> str:
     """Of its path, its files' sizes and times: another one where it has changed."""
-    files = sorted(clip.path.iterdir()) if clip.path.is_dir() else [clip.path]
+    if isinstance(clip.span, ArrayRows):
+        files = files_of(clip.path, clip.span)
+    else:
+        files = sorted(clip.path.iterdir()) if clip.path.is_dir() else [clip.path]
     stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
     known = (str(clip.path.resolve()), stats, *([clip.span] if clip.span else []))
     return hashlib.sha256(repr(known).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Frames of a clip, wherever they lie: a video file, a folder of numbered frames, a parquet file."""
+"""Frames of a clip, wherever they lie: a video, a folder of numbered frames, a parquet file, an array."""
 
 from __future__ import annotations
 
@@ -12,14 +12,23 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from torchrl_vip.data.clip import IMAGE_SUFFIXES, Clip, ImageColumn, Moments, Part, check_count
+from torchrl_vip.data.arrays import count_rows, read_rows, rows_at
+from torchrl_vip.data.clip import (
+    IMAGE_SUFFIXES,
+    ArrayRows,
+    Clip,
+    ImageColumn,
+    Moments,
+    Part,
+    check_count,
+)
 from torchrl_vip.data.image_column import image_rows, read_images
 from torchrl_vip.data.video_file import probe
 from torchrl_vip.goals import read_image
 
 
 def read_frames(path: str | Path, span: Part = None) -> Iterator[Tensor]:
-    """Frames of a video file or of a folder of numbered frames, uint8 ``[3, H, W]``, in order.
+    """Frames of a video file, a folder of numbered frames or an array, uint8 ``[3, H, W]``, in order.
 
     Args:
         span: a part of it only, as LeRobot v3 packs several episodes into one file.
@@ -28,7 +37,9 @@ def read_frames(path: str | Path, span: Part = None) -> Iterator[Tensor]:
         ValueError: it cannot be decoded, or fewer frames are there than announced.
     """
     path = Path(path)
-    if isinstance(span, ImageColumn):
+    if isinstance(span, ArrayRows):
+        yield from read_rows(path, span)
+    elif isinstance(span, ImageColumn):
         yield from read_images(path, span.column, _rows(path, span)[0])
     elif path.is_dir():
         yield from map(_image, _files(path, span)[0])
@@ -48,6 +59,8 @@ def measure(path: Path, span: Part = None) -> tuple[int, str]:
     Raises:
         ValueError: it cannot be read, or has much fewer frames than announced.
     """
+    if isinstance(span, ArrayRows):
+        return count_rows(path, span), ""
     if path.is_dir() and not isinstance(span, ImageColumn):
         files, note = _files(path, span)
         return len(files), note
@@ -64,6 +77,8 @@ def frames_at(path: Path, index: Tensor, span: Part = None) -> Tensor | Sequence
     Raises:
         ValueError: one of them cannot be read.
     """
+    if isinstance(span, ArrayRows):
+        return rows_at(path, span, index)
     if path.is_dir() and not isinstance(span, ImageColumn):
         files = _files(path, span)[0]
         return [_image(files[j]) for j in index.tolist()]
@@ -114,6 +129,7 @@ def _rows(path: Path, span: Part) -> tuple[np.ndarray, str]:
         file = probe(path)
         if isinstance(span, Moments):
             return file.rows_at(span)
+        assert span is None or isinstance(span, tuple)  # arrays are read in arrays.py
         first, end = span or (0, len(file))
         rows, wanted = np.arange(first, max(min(end, len(file)), first)), end - first
     reason = f"{path}: {len(rows)} of {wanted} frames that its data set announces are there"

@@ -9,6 +9,12 @@ Ego4D manifest      a folder with ``manifest.csv`` (or that file): columns "path
 LIV manifest        the same with columns "directory", "num_frames" and "text", the clip's "task"
 LeRobot v2, v3      a folder with ``meta/info.json``; an episode of a camera is a clip, labelled with
                     its "task", "camera" and "episode"; videos, or images in files or parquet files
+HDF5                a file, or a folder of such files without videos or frames: robomimic's, Minari's and
+                    others with pictures uint8 ``[T, H, W, 3]``, ``[T, 3, H, W]`` or JPEG; labelled as
+                    LeRobot's, and with "success" where the file says so
+Minari              a dataset's folder, with ``data/main_data.hdf5``
+TorchRL             a folder of ``rb.dumps``, or a TensorDict's of ``td.memmap``: a trajectory of a camera is
+                    a clip, from a key's pixels and those of its ("next", key)
 ==================  ==============================================================================
 """
 
@@ -21,8 +27,10 @@ from collections import Counter
 from pathlib import Path
 
 from torchrl_vip.data.clip import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Clip
+from torchrl_vip.data.hdf5 import HDF5_SUFFIXES, hdf5_clips, hdf5_folder_clips, minari_file
 from torchrl_vip.data.lerobot import lerobot_clips
 from torchrl_vip.data.manifests import manifest_clips, read_labels
+from torchrl_vip.data.memory_map import is_memory_map, memory_map_clips
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -30,8 +38,10 @@ __all__ = [
     "Clip",
     "find_clips",
     "folder_clips",
+    "hdf5_clips",
     "lerobot_clips",
     "manifest_clips",
+    "memory_map_clips",
 ]
 
 LABELS = ("index.json", "manifest.json")
@@ -53,15 +63,22 @@ def find_clips(source: str | Path) -> list[Clip]:
     given, source = str(source), Path(source)
     if source.is_file() and source.suffix == ".csv":
         return manifest_clips(source)
+    if source.is_file() and source.suffix.lower() in HDF5_SUFFIXES:
+        return hdf5_clips(source)
     if not source.is_dir():
         raise FileNotFoundError(
-            f"{given} is no folder; wanted a local one that holds video files and/or folders of "
-            f"frames, a LeRobot dataset, or a manifest.csv.{_how_to_download(given)}"
+            f"{given} is no folder; wanted a local one that holds video files and/or folders of frames, a "
+            "LeRobot or Minari dataset, a saved replay buffer, or a manifest.csv; or an HDF5 file."
+            f"{_how_to_download(given)}"
         )
     if (source / "meta" / "info.json").is_file():
         return lerobot_clips(source)
     if (source / "manifest.csv").is_file():
         return manifest_clips(source / "manifest.csv")
+    if is_memory_map(source):
+        return memory_map_clips(source)
+    if file := minari_file(source):
+        return hdf5_clips(file)
     return folder_clips(source)
 
 
@@ -94,10 +111,13 @@ def folder_clips(folder: Path) -> list[Clip]:
     used = videos | {p for p in images if p.parent in folders}
     left_alone = _left_alone(folder, [p for p in files if p not in used and p.name not in LABELS])
     paths = videos | folders
+    if not paths and (arrays := [p for p in files if p.suffix.lower() in HDF5_SUFFIXES]):
+        return hdf5_folder_clips(folder, arrays)
     if not paths:
         raise ValueError(
             f"{folder} holds no clip; wanted video files ({', '.join(sorted(VIDEO_SUFFIXES))}) "
-            f"and/or folders of numbered frames (0.png, 1.png, ... or .jpg). {left_alone}".rstrip()
+            "and/or folders of numbered frames (0.png, 1.png, ... or .jpg), or HDF5 files. "
+            f"{left_alone}".rstrip()
         )
     if left_alone:
         warnings.warn(left_alone, stacklevel=3)
@@ -118,6 +138,7 @@ def _refuse_datasets(folder: Path, files: list[Path]) -> None:
     """ValueError where datasets lie below: as plain videos their episodes would run into each other."""
     datasets = sorted(p.parent for p in files if p.name == "manifest.csv")
     datasets += sorted(p.parent.parent for p in files if p.parts[-2:] == ("meta", "info.json"))
+    datasets += sorted(p.parent.parent for p in files if p.parts[-2:] == ("storage", "meta.json"))
     if datasets:
         raise ValueError(
             f"{folder} holds datasets: give these instead, as a list, [{','.join(map(str, datasets))}]."
