@@ -17,6 +17,7 @@ from torchrl.data import (
     TensorDictReplayBuffer,
 )
 
+from torchrl_vip.data.clip import ArrayRows
 from torchrl_vip.data.frame_table import decode_once, fingerprint
 from torchrl_vip.data.lazy import decode_lazily
 from torchrl_vip.data.reading import frames_at, measure, read_frames
@@ -371,6 +372,12 @@ def test_environments_side_by_side_have_trajectories_of_their_own(tmp_path: Path
     assert [shown(clip) for clip in find_clips(tmp_path / "rb")] == expected
 
 
+def test_rows_of_a_ring_are_counted_with_the_environments_side_by_side() -> None:
+    rows = ArrayRows("pixels", steps=3, first=4, ring=5, lane=1, lanes=2)
+    assert rows.rows().tolist() == [9, 1, 3]  # steps 4, 0 and 1 of the second of two environments
+    assert rows.count == 3
+
+
 def test_without_next_frames_an_episode_has_a_frame_a_step(tmp_path: Path) -> None:
     data = steps([10, 11, 12], ends=[1]).exclude(("next", "pixels"))
     data["task"] = "push"
@@ -443,8 +450,7 @@ def test_a_file_that_was_cut_short_is_named_and_not_made_longer(tmp_path: Path) 
     source = save_buffer(tmp_path / "rb", steps([10, 11, 30], ends=[1]), size=3)
     file = source / "storage/pixels.memmap"
     file.write_bytes(file.read_bytes()[:-1])
-    table_error = r"pixels\.memmap is cut short: 575 bytes of 576"
-    with pytest.raises(ValueError, match=table_error):
+    with pytest.raises(ValueError, match=r"pixels\.memmap is cut short: 575 bytes of 576"):
         decode_once(find_clips(source), 8, tmp_path / "cache", progress=False)
     assert file.stat().st_size == 575
     (source / "storage/next/done.memmap").write_bytes(b"\0")

@@ -62,7 +62,8 @@ def opened(path: Path, mode: str = "r") -> Iterator[Any]:
     except ImportError as error:
         raise ImportError(f'reading {path} needs h5py: pip install "torchrl-vip[h5py]"') from error
     try:
-        with h5py.File(path, mode, locking="best-effort") as file:
+        # What is written is nobody else's, and may be locked by files.write_whole.
+        with h5py.File(path, mode, locking="best-effort" if mode == "r" else False) as file:
             yield file
     except (OSError, RuntimeError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
