@@ -328,7 +328,7 @@ def test_what_cannot_be_read_is_named_and_in_the_exit_code(videos, tmp_path, cap
         (["videos", "--shard", "2/2"], "--shard 2/2: wanted I/N"),
         (["videos", "--shard", "0/2", "--merge"], "--shard and --merge: give one"),
         (["videos", "--merge"], "3 of 3 episodes are not embedded yet"),
-        (["videos", "--out", "new"], "--out writes a LeRobot dataset anew"),
+        (["videos", "--out", "new"], "--out writes a dataset of steps anew"),
         (["videos", "--check", "labels.csv"], "labels.csv"),
     ],
 )

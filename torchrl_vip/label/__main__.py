@@ -1,7 +1,7 @@
 """Rewards for the episodes of a dataset: python -m torchrl_vip.label DATASET --goal mean-last
 
-DATASET is a LeRobot folder (v2 or v3), a folder of videos or of folders of frames, or a manifest, as
-pre-training reads them. Results lie in DATASET_vip:
+DATASET is a LeRobot folder (v2 or v3), a folder of videos or of folders of frames, a manifest, an HDF5
+file, a Minari dataset, or a saved TorchRL replay buffer or TensorDict. Results lie in DATASET_vip:
 
   rewards.parquet   a row a frame: distance, progress, progress_clipped, reward
   episodes.csv      a row an episode: return, order (voc), bumps, final progress, suspected failure
@@ -9,8 +9,8 @@ pre-training reads them. Results lie in DATASET_vip:
   csv/              videos and frames: a table a clip
   embeddings/       what the encoder made; another --goal, --form or --scale takes seconds
 
-A LeRobot dataset also gets vip_progress.parquet, which LeRobot's RA-BC reads; with --out a whole new
-dataset is written, with next.reward and observation.vip, and the original is not touched.
+A LeRobot dataset also gets vip_progress.parquet, which LeRobot's RA-BC reads. --out writes a whole new
+dataset of the same kind with rewards and embeddings; the original is not touched.
 
 The same command goes on where a run was stopped. Exit code: 0, or 3 where episodes could not be read.
 """
@@ -22,7 +22,7 @@ import importlib.metadata
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,8 +123,8 @@ def read_settings(args: argparse.Namespace) -> Settings:
     if args.out and args.in_place:
         raise ValueError("--out and --in-place: give one of them.")
     source: Path = args.dataset
-    whole = source if source.is_dir() else source.parent
-    results = args.results or whole.absolute().with_name(f"{whole.absolute().name}_vip")
+    beside = (source.parent if source.suffix == ".csv" else source).absolute()
+    results = args.results or beside.with_name(f"{beside.stem}_vip")
     names = (
         "goal",
         "camera",
@@ -149,8 +149,8 @@ def run(args: argparse.Namespace) -> int:
     settings = read_settings(args)
     shard = cluster.parse_shard(args.shard) if args.shard else None
     require_pyarrow()
-    check_outputs(settings.source, args.out, args.in_place)
     labeller = Labeller(settings)
+    check_outputs(labeller, args.out, args.in_place)
     settings.results.mkdir(parents=True, exist_ok=True)
     everything = list(range(len(labeller.clips)))
     if args.ray is not None:
@@ -188,7 +188,7 @@ def finish(args: argparse.Namespace, labeller: Labeller, meter: Meter | None) ->
         {key: str(value) for key, value in made_by.items()},
         dim=labeller.vip.dim,
         embeddings=args.embeddings,
-        per_clip=not any("camera" in clip.labels for clip in labeller.clips),
+        per_clip=not any("episode" in clip.labels for clip in labeller.clips),
     )
     said = write_report(
         settings.results,
@@ -200,10 +200,12 @@ def finish(args: argparse.Namespace, labeller: Labeller, meter: Meter | None) ->
     tell(said, settings.results, meter)
     if args.check:
         check(args.check, labeller, summaries)
-    options = {"out": args.out, "in_place": args.in_place, "overwrite": args.overwrite}
-    for path in write_dataset(labeller, goals, **options):
+    names = ("out", "in_place", "overwrite", "embeddings")
+    written = write_dataset(labeller, goals, **{name: getattr(args, name) for name in names})
+    for path in written.paths:
         print(f"wrote {path}")
-    return UNREADABLE if said["unreadable"] else 0
+    list_reasons(written.errors.keys() - said["unreadable"], written.errors, "could not be written")
+    return UNREADABLE if said["unreadable"] or written.errors else 0
 
 
 def describe(labeller: Labeller) -> dict[str, Any]:
@@ -264,13 +266,18 @@ def tell(said: dict[str, Any], results: Path, meter: Meter | None) -> None:
             "  more than half: the checkpoint's success_threshold is of other scenes. Rank by end_progress "
             "in episodes.csv, or give --success-threshold."
         )
-    for kind, title in (("unreadable", "could not be read"), ("notes", "were noted")):
-        if reasons := list(said[kind].values()):
-            print(f"{len(reasons)} episode(s) {title}:")
-            print("\n".join(f"  {reason}" for reason in reasons[:10]))
-            if len(reasons) > 10:
-                print(f"  and {len(reasons) - 10} more, in report.json")
+    list_reasons(said["unreadable"], said["unreadable"], "could not be read")
+    list_reasons(said["notes"], said["notes"], "were noted")
     print(f"wrote {results}: rewards.parquet, episodes.csv, report.json, report.png")
+
+
+def list_reasons(episodes: Collection[str], reasons: dict[str, str], title: str) -> None:
+    """Print why, of the first ten episodes."""
+    if episodes:
+        print(f"{len(episodes)} episode(s) {title}:")
+        print("\n".join(f"  {reasons[name]}" for name in sorted(episodes)[:10]))
+    if len(episodes) > 10:
+        print(f"  and {len(episodes) - 10} more, in report.json")
 
 
 def check(path: Path, labeller: Labeller, summaries: Sequence[Summary]) -> None:

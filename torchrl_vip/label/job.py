@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from torchrl_vip.data.clip import Clip, ImageColumn, Moments
+from torchrl_vip.data.clip import ArrayRows, Clip, ImageColumn, Moments
 from torchrl_vip.data.sources import find_clips
 from torchrl_vip.encoders import FrozenEncoder
 from torchrl_vip.label import rows as maths
@@ -287,4 +287,4 @@ def announced(clip: Clip) -> int:
     """Number of frames that the dataset announces; 0 where it does not."""
     if isinstance(clip.span, tuple):
         return clip.span[1] - clip.span[0]
-    return clip.span.count if isinstance(clip.span, Moments | ImageColumn) else 0
+    return clip.span.count if isinstance(clip.span, Moments | ImageColumn | ArrayRows) else 0

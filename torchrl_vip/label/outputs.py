@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from torchrl_vip.label.arrays import writer_of
 from torchrl_vip.label.goals import Goals
 from torchrl_vip.label.job import Labeller, index_of
 from torchrl_vip.label.rows import padded
@@ -16,26 +18,35 @@ REWARD, EMBEDDING = "next.reward", "observation.vip"
 """Features of a LeRobot dataset: float32 of shape (1,) and (D,)."""
 
 
+class Written(NamedTuple):
+    """Paths that were written; episode -> why its labels are NaN there."""
+
+    paths: list[Path]
+    errors: dict[str, str]
+
+
 def is_lerobot(source: Path) -> bool:
     """Whether a folder is a LeRobot dataset."""
     return (source / "meta" / "info.json").is_file()
 
 
-def check_outputs(source: Path, out: Path | None, in_place: bool) -> None:
+def check_outputs(labeller: Labeller, out: Path | None, in_place: bool) -> None:
     """Refuse, before any work, what cannot be written.
 
     Raises:
-        ValueError: this kind of dataset is not written anew.
+        ValueError: this kind of dataset is not written anew, or not in place.
         FileExistsError: there is something at ``out``.
     """
-    wanted = "--out" if out else "--in-place" if in_place else ""
-    if wanted and source.exists() and not is_lerobot(source):
+    source = labeller.settings.source
+    if in_place and not is_lerobot(source):
+        raise ValueError(f"--in-place is for LeRobot datasets, and {source} is none: give --out.")
+    if out and not is_lerobot(source) and writer_of(labeller.clips) is None:
         raise ValueError(
-            f"{wanted} writes a LeRobot dataset anew, and {source} is none: the tables in --results are "
-            "what there is of videos and frames."
+            f"--out writes a dataset of steps anew (LeRobot, HDF5, Minari, TorchRL), and {source} is none: "
+            "the tables in --results are what there is of videos and frames."
         )
     if out and out.exists():
-        raise FileExistsError(f"--out {out} exists already: give a folder that does not.")
+        raise FileExistsError(f"--out {out} exists already: give a path that does not.")
 
 
 def write_dataset(
@@ -45,36 +56,48 @@ def write_dataset(
     out: Path | None = None,
     in_place: bool = False,
     overwrite: bool = False,
-) -> list[Path]:
+    embeddings: str | None = None,
+) -> Written:
     """Write what the dataset's own tools read.
 
     Args:
         out: a new dataset.
         in_place: put it in the old one's place.
-        overwrite: replace columns of these names that are there already.
+        overwrite: replace columns of these names that are there already; of LeRobot datasets.
+        embeddings: their dtype in ``out``. None: float32, and none in HDF5 files.
 
     Returns:
-        What was written; nothing for videos and frames, whose tables are all there is.
+        What was written; nothing for videos and frames, whose tables are all there is. And, by episode, what
+        went wrong.
 
     Raises:
         OSError: no room, or no right to write there.
         ValueError: the columns are there already.
     """
-    source = labeller.settings.source
-    if not is_lerobot(source):
-        return []
+    if is_lerobot(labeller.settings.source):
+        return Written(_write_lerobot(labeller, goals, out, in_place, overwrite), {})
+    writer = writer_of(labeller.clips)
+    if writer is None or out is None:
+        return Written([], {})
+    options = {"embeddings": embeddings} if embeddings else {}
+    summaries = writer(labeller.settings.source, out, labeller.labelled(goals), **options)
+    return Written([out], {one.episode: one.error for one in summaries if one.error})
+
+
+def _write_lerobot(
+    labeller: Labeller, goals: Goals, out: Path | None, in_place: bool, overwrite: bool
+) -> list[Path]:
     from torchrl_vip.data.lerobot_columns import in_place as replace
     from torchrl_vip.data.lerobot_columns import with_columns
 
-    episodes = LeRobotEpisodes(labeller, goals)
+    episodes, root = LeRobotEpisodes(labeller, goals), labeller.settings.source
     if out is not None:
-        root = with_columns(source, out, episodes.features, overwrite=overwrite)
-    elif in_place:
-        root = replace(source, episodes.features, overwrite=overwrite)
-    else:
-        root = source
-    sidecar = episodes.write_progress(root)
-    return [sidecar] if root == source and not in_place else [root, sidecar]
+        with_columns(root, out, episodes.features, overwrite=overwrite)
+        return [out, episodes.write_progress(out)]
+    if in_place:
+        replace(root, episodes.features, overwrite=overwrite)
+        return [root, episodes.write_progress(root)]
+    return [episodes.write_progress(root)]
 
 
 class LeRobotEpisodes:
