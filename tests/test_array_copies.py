@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import trained_encoder
 from tensordict import TensorDict
 from test_arrays import (
     create_minari,
@@ -20,11 +21,13 @@ from test_arrays import (
     write_robomimic,
 )
 from torchrl.data import LazyMemmapStorage, SliceSampler, TensorDictReplayBuffer
+from torchvision.io import write_png
 
+from torchrl_vip import FrozenEncoder
 from torchrl_vip.data.reading import read_frames
 from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.label.arrays import write_hdf5, write_tensordict, writer_of
-from torchrl_vip.label.job import Labelled
+from torchrl_vip.label.job import Labelled, Labeller, Settings
 from torchrl_vip.label.rows import Rows, Summary, following
 
 h5py = pytest.importorskip("h5py")
@@ -310,6 +313,48 @@ def test_a_name_that_minari_does_not_take_is_refused_before_anything_is_written(
         with pytest.raises(ValueError, match="wanted NAME-v0"):
             write_hdf5(minari_root / "push-v0", minari_root / name, labelled(minari_root))
     assert [p.name for p in minari_root.iterdir()] == ["push-v0"]
+
+
+# --- the labelling of everything else -------------------------------------------------------------
+
+
+def test_the_same_frames_get_the_same_rewards_wherever_they_lie(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    episodes = [
+        torch.randint(0, 256, (n, 3, 40, 48), dtype=torch.uint8, generator=generator)
+        for n in (5, 3)
+    ]
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for number, frames in enumerate(episodes):
+            file[f"demo_{number}/obs/front"] = frames.permute(0, 2, 3, 1).numpy()
+            file[f"demo_{number}/actions"] = np.zeros((len(frames), 1))
+    parts = []
+    for number, frames in enumerate(episodes):
+        size = len(frames) - 1
+        rows = {"pixels": frames[:-1], "next": {"pixels": frames[1:]}}
+        parts.append(TensorDict(rows | {"episode": torch.full((size,), number)}, [size]))
+        for t, frame in enumerate(frames):
+            (tmp_path / f"frames/{number}").mkdir(parents=True, exist_ok=True)
+            write_png(frame, str(tmp_path / f"frames/{number}/{t}.png"))
+    torch.cat(parts).memmap(tmp_path / "td")
+
+    rewards = {}
+    for source in ("frames", "a.hdf5", "td"):
+        job = Settings(tmp_path / source, tmp_path / "results", goal="mean-last", scale=1.0)
+        labeller = Labeller(job, FrozenEncoder(trained_encoder()))
+        labeller.embed(show=False)
+        found = list(labeller.labelled(labeller.goals()))
+        rewards[source] = np.concatenate([one.rows.reward for one in found])
+        write = writer_of(labeller.clips)
+        if write:
+            write(job.source, tmp_path / f"out_{source}", iter(found), progress=False)
+    assert len(rewards["frames"]) == 8 and rewards["frames"].std() > 0
+    assert np.array_equal(rewards["frames"], rewards["a.hdf5"])
+    assert np.array_equal(rewards["frames"], rewards["td"])
+    with h5py.File(tmp_path / "out_a.hdf5") as file:
+        assert np.array_equal(file["demo_1/rewards"][:], rewards["frames"][5:])
+    written = TensorDict.load_memmap(tmp_path / "out_td")["next", "reward"][:, 0].numpy()
+    assert np.array_equal(written, rewards["frames"][[0, 1, 2, 3, 5, 6]])
 
 
 # --- whole or not at all --------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torchrl.data import (
     TensorDictReplayBuffer,
 )
 
+from torchrl_vip.data import hdf5
 from torchrl_vip.data.clip import ArrayRows
 from torchrl_vip.data.frame_table import decode_once, fingerprint
 from torchrl_vip.data.lazy import decode_lazily
@@ -234,6 +236,26 @@ def test_an_array_that_became_shorter_or_is_gone_is_an_error(tmp_path: Path) -> 
         del file["data/demo_0/obs/front_image"]
     with pytest.raises(ValueError, match="front_image: no such array"):
         measure(clip.path, clip.span)
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "memmap"])
+def test_a_long_episode_is_read_a_few_frames_at_a_time(tmp_path, monkeypatch, kind: str) -> None:
+    values = [t % 250 for t in range(400)]
+    frame = 32 * 32 * 3
+    if kind == "hdf5":
+        monkeypatch.setattr(hdf5, "BLOCK", 10 * frame)
+        with h5py.File(tmp_path / "a.hdf5", "w") as file:
+            file.create_dataset("x", data=grey(values), chunks=(4, 32, 32, 3))
+    else:
+        pixels = torch.from_numpy(grey(values))
+        TensorDict({"pixels": pixels}, [len(values)]).memmap(tmp_path / "a.hdf5")
+    (clip,) = find_clips(tmp_path / "a.hdf5")
+    tracemalloc.start()
+    seen = [int(frame[0, 0, 0]) for frame in read_frames(clip.path, clip.span)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seen == values
+    assert peak < 40 * frame
 
 
 # --- Minari ---------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def opened(path: Path, mode: str = "r") -> Iterator[Any]:
         # What is written is nobody else's, and may be locked by files.write_whole.
         with h5py.File(path, mode, locking="best-effort" if mode == "r" else False) as file:
             yield file
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError) as error:  # TypeError: damaged names
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         if is_lfs_pointer(path):
             reason = "a Git LFS pointer in its place: run git lfs pull there"

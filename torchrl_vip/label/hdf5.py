@@ -74,9 +74,7 @@ def write_hdf5(
     dataset_id = minari_id(minari, out) if minari else ""
     episodes = Episodes(labelled, progress)
     dtype = embeddings if episodes.dim else None
-    frames = sum(c.span.count for c in find_clips(source) if isinstance(c.span, ArrayRows))
-    row = 8 + (2 * episodes.dim * np.dtype(dtype).itemsize if dtype else 0)
-    check_copy(source, out, frames * row)  # of all cameras: rather too much
+    check_copy(source, out, _size_of_vectors(source, episodes.dim, dtype) if dtype else 0)
     if source.is_file():
         if out.exists():
             raise FileExistsError(f"{out} exists: give a file that does not.")
@@ -94,6 +92,12 @@ def write_hdf5(
         if minari:
             _update_metadata(copies, dataset_id)
     return episodes.summaries
+
+
+def _size_of_vectors(source: Path, dim: int, dtype: str) -> int:
+    """Bytes of the embeddings before and after each step, of all cameras: rather too many."""
+    frames = sum(c.span.count for c in find_clips(source) if isinstance(c.span, ArrayRows))
+    return 2 * frames * dim * np.dtype(dtype).itemsize
 
 
 def _write_files(
