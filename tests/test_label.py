@@ -1,11 +1,13 @@
 """Labelling a dataset: by hand for one episode, then goals, tables, what cannot be read, kills and shards."""
 
 import csv
+import functools
 import json
 import math
 import os
 import random
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -328,12 +330,15 @@ def test_what_cannot_be_read_is_named_and_in_the_exit_code(videos, tmp_path, cap
         (["videos", "--shard", "2/2"], "--shard 2/2: wanted I/N"),
         (["videos", "--shard", "0/2", "--merge"], "--shard and --merge: give one"),
         (["videos", "--merge"], "3 of 3 episodes are not embedded yet"),
+        (["videos", "--results", "labels.txt/r"], r"--results labels.txt/r: Not a directory; give"),
+        (["videos", "--in-place"], "--in-place is for LeRobot datasets"),
         (["videos", "--out", "new"], "--out writes a dataset of steps anew"),
         (["videos", "--check", "labels.csv"], "labels.csv"),
     ],
 )
 def test_a_mistake_is_a_line(arguments, message, videos, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("labels.txt").touch()
     if "--encoder" not in arguments:
         arguments += ["--encoder", "tiny"]
     assert command(*arguments) == 1
@@ -409,6 +414,45 @@ def test_killed_and_killed_again_it_ends_with_the_same_bits(tmp_path):
     for path in kept:
         if path.name not in ("report.json",):  # it has the date and the speed
             assert (whole / path).read_bytes() == (cut / path).read_bytes(), path
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_what_was_written(videos, tmp_path):
+    line = [sys.executable, "-m", "torchrl_vip.label", str(videos), "--encoder", "tiny"]
+    line += ["--threads", "1", "--batch-size", "2"]
+    film(videos / "shut/z.mp4", list(range(0, 240, 6)), side=64)  # 40 frames, 82 kB
+    small = (20_000, 20_000)
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, small)
+    ended = subprocess.run(
+        line, env=environment(), capture_output=True, text=True, preexec_fn=limit
+    )
+    assert ended.returncode == 1
+    (said,) = [text for text in ended.stderr.splitlines() if text.startswith("error: ")]
+    assert "File too large" in said and "are free there" in said
+    kept = tmp_path / "videos_vip"
+    assert len(list(kept.rglob("*.safetensors"))) == 3 and not list(kept.rglob("*.part"))
+    ended = subprocess.run(line, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 0 and "embedded 40 frames" in ended.stdout
+
+
+def test_arrays_from_the_command(tmp_path, capsys):
+    h5py = pytest.importorskip("h5py")
+    source, copy = tmp_path / "demos.hdf5", tmp_path / "labelled.hdf5"
+    frames = torch.stack([torch.full((32, 32, 3), g, dtype=torch.uint8) for g in (0, 90, 200)])
+    with h5py.File(source, "w") as file:
+        for name in ("demo_0", "demo_1"):
+            demo = file.create_group(f"data/{name}")
+            demo["obs/front_image"] = frames.numpy()
+            demo["actions"], demo["rewards"] = np.zeros((3, 2)), np.array([7.0, 8.0, 9.0])
+    assert command(source, "--encoder", "tiny", "--out", copy) == 0
+    assert f"wrote {copy}" in capsys.readouterr().out
+    rewards = pq.read_table(tmp_path / "demos_vip/rewards.parquet")["reward"].to_numpy()
+    with h5py.File(copy) as file:
+        demo = file["data/demo_1"]
+        np.testing.assert_allclose(demo["rewards"][:], rewards[3:])
+        assert demo["rewards_original"][:].tolist() == [7, 8, 9]
+    assert command(source, "--encoder", "tiny", "--out", copy) == 1
+    assert "labelled.hdf5 exists already" in capsys.readouterr().err
 
 
 # -- against labels --------------------------------------------------------------------------------

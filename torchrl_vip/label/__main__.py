@@ -151,7 +151,12 @@ def run(args: argparse.Namespace) -> int:
     require_pyarrow()
     labeller = Labeller(settings)
     check_outputs(labeller, args.out, args.in_place)
-    settings.results.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"--results {settings.results}: {error.strerror}; give another folder."
+        ) from error
     everything = list(range(len(labeller.clips)))
     if args.ray is not None:
         meter = cluster.embed_on_ray(
