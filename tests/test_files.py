@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from torchrl_vip.files import LEFTOVER_AGE, write_whole
+from torchrl_vip.files import LEFTOVER_AGE, NewFolder, check_space, restore_folder, write_whole
 
 
 def names(folder):
@@ -73,3 +73,45 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
     assert path.read_text() == "while another writes"
     write_whole(path, lambda part: part.write_text("new"))
     assert path.read_text() == "new" and names(tmp_path) == [path.name]
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def test_a_new_folder_appears_at_the_end_or_not_at_all(tmp_path):
+    with NewFolder(tmp_path / "a") as folder:
+        (folder.part / "one").write_text("1")
+        assert not (tmp_path / "a").exists()
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["one"]
+    with pytest.raises(FileExistsError, match="not empty"):
+        NewFolder(tmp_path / "a")
+    with pytest.raises(KeyError), NewFolder(tmp_path / "b"):
+        raise KeyError
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/old").touch()
+    with pytest.raises(KeyError), NewFolder(tmp_path / "a", replace=True):
+        raise KeyError
+    assert names(tmp_path / "a") == ["old"]
+    with NewFolder(tmp_path / "a", replace=True) as folder:
+        (folder.part / "new").touch()
+    assert names(tmp_path / "a") == ["new"] and names(tmp_path) == ["a"]
+
+
+def test_a_folder_that_was_left_between_two_renames_comes_back(tmp_path):
+    (tmp_path / ".a.01234567.old").mkdir()
+    (tmp_path / ".a.01234567.old/mine").touch()
+    restore_folder(tmp_path / "a")
+    assert names(tmp_path / "a") == ["mine"] and names(tmp_path) == ["a"]
+    (tmp_path / ".a.01234567.old").mkdir()  # left after both
+    NewFolder(tmp_path / "a", replace=True).discard()
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["mine"]
+
+
+def test_too_little_room_names_both_numbers(tmp_path):
+    check_space(tmp_path, 1)
+    with pytest.raises(OSError, match=r"1,000,000,000,000,000,000 bytes are needed at .* are free"):
+        check_space(tmp_path, 10**18)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import glob
 import os
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+FOLDER_AGE = 5.0  # seconds; the same of a temporary folder
 LEFTOVER_AGE = 60.0  # seconds; a younger temporary file may be another writer's, not yet locked
 
 
@@ -72,46 +75,58 @@ class NewFolder:
     publishes at the end, and discards where the block raises.
 
     Args:
-        path: of the folder; its parent exists. Nothing but an empty folder may be there.
+        path: of the folder; its parent exists.
+        replace: whether a folder is at ``path`` already, which the new one replaces; otherwise there is
+            nothing but an empty folder.
 
     Attributes:
         path: where it will appear.
         part: where it is filled until then.
 
     Raises:
-        FileExistsError: there is something at ``path`` already.
+        FileExistsError: there is something at ``path``, which is not to be replaced.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path)
-        self._refuse_existing()
+    def __init__(self, path: str | os.PathLike, *, replace: bool = False) -> None:
+        self.path, self.replace = Path(path), replace
+        self._check_path()
         delete_leftover_folders(self.path)
         self.part = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
         self.part.mkdir()
-        self._lock = os.open(self.part, os.O_RDONLY)
+        self._lock: int | None = os.open(self.part, os.O_RDONLY)
         fcntl.flock(self._lock, fcntl.LOCK_EX)  # gone with this process, killed or not
 
-    def _refuse_existing(self) -> None:
+    def _check_path(self) -> None:
         if self.path.is_symlink() or self.path.is_file():
             raise FileExistsError(f"{self.path} exists: give a folder that does not.")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if not self.replace and self.path.is_dir() and any(self.path.iterdir()):
             raise FileExistsError(
                 f"{self.path} exists and is not empty: give a folder that does not."
             )
 
     def publish(self) -> Path:
-        """Give the folder its name, once all of it is on the disk."""
+        """Give the folder its name, once all of it is on the disk; delete the one that it replaces."""
         sync_tree(self.part)
-        self._refuse_existing()
-        os.rename(self.part, self.path)  # refuses a folder that was filled meanwhile
-        os.close(self._lock)
+        self._check_path()
+        old = swap_folders(self.part, self.path) if self.replace else None
+        if old is None:
+            os.rename(self.part, self.path)  # refuses a folder that was filled meanwhile
+        _sync(self.path.parent)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+        self._unlock()
         return self.path
 
     def discard(self) -> None:
         """Delete what there is; nothing to do after :meth:`publish`."""
         if self.part.exists():
             shutil.rmtree(self.part, ignore_errors=True)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
             os.close(self._lock)
+            self._lock = None
 
     def __enter__(self) -> NewFolder:
         return self
@@ -124,24 +139,54 @@ class NewFolder:
             self.discard()
 
 
-def sync_tree(folder: Path) -> None:
-    """Wait until all files below a folder are on the disk."""
-    for name, _, files in os.walk(folder):
-        for path in [name, *(os.path.join(name, file) for file in files)]:
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+def swap_folders(new: Path, path: Path) -> Path:
+    """Put the folder ``new`` in the place of ``path``.
+
+    In one step where the file system can exchange two names, as those of Linux can. Elsewhere in two: who is
+    killed between them leaves ``path`` absent until :func:`restore_folder`.
+
+    Returns:
+        Where the old folder is now.
+    """
+    if _exchange(new, path):
+        return new
+    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
+    os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    return old
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two names; False where that is not to be had."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if not renameat2(here, os.fsencode(a), here, os.fsencode(b), exchange):
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(b))
+
+
+def restore_folder(path: Path) -> None:
+    """Bring back a folder whose replacement was cut between two renames; else nothing."""
+    if not path.exists():
+        for old in _leftovers(path, "old"):
+            os.rename(old, path)
+            return
 
 
 def delete_leftover_folders(path: Path) -> None:
-    """Delete the unfinished folders of writers of ``path`` that were killed."""
-    now = time.time()
-    for part in path.parent.glob(f".{glob.escape(path.name)}.????????.part/"):
+    """Delete what killed writers of the folder ``path`` left beside it."""
+    unfinished = [part for part in _leftovers(path, "part") if _is_older(part, FOLDER_AGE)]
+    for part in unfinished + (_leftovers(path, "old") if path.exists() else []):
         try:
-            if now - part.stat().st_mtime < LEFTOVER_AGE:
-                continue
             handle = os.open(part, os.O_RDONLY)
         except OSError:  # gone meanwhile
             continue
@@ -152,6 +197,47 @@ def delete_leftover_folders(path: Path) -> None:
             pass
         finally:
             os.close(handle)
+
+
+def _leftovers(path: Path, suffix: str) -> list[Path]:
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.????????.{suffix}/"))
+
+
+def _is_older(path: Path, seconds: float) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime >= seconds
+    except OSError:  # gone meanwhile
+        return False
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until all files below a folder are on the disk."""
+    for name, _, files in os.walk(folder):
+        for path in [name, *(os.path.join(name, file) for file in files)]:
+            _sync(path)
+
+
+def _sync(path: str | os.PathLike) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse to begin what will not fit.
+
+    Raises:
+        OSError: less than ``needed`` bytes are free where ``folder`` is; the message names both.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{needed:,} bytes are needed at {folder.parent} and {free:,} are free: make room, or write to "
+            "another disk",
+        )
 
 
 def _is_of_the_disk(error: BaseException) -> bool:
