@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clips import film, near
+from clips import film, near, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +21,7 @@ from torchrl_vip.data.reading import measure, read_frames
 from torchrl_vip.data.sources import find_clips
 
 pyarrow = pytest.importorskip("pyarrow")
-pytest.importorskip("av")
+av = pytest.importorskip("av")
 from pyarrow import parquet  # noqa: E402
 
 from torchrl_vip.data.lerobot_writer import LeRobotWriter  # noqa: E402
@@ -76,6 +76,13 @@ def test_what_was_written_is_read_back(tmp_path_factory, lengths, per_file, size
     for camera, first in ((TOP, lambda k: 3 * k), (SIDE, lambda k: 20 + k)):
         wanted = {f"{camera}/episode_{k:06d}": greys(n, first(k)) for k, n in enumerate(lengths)}
         assert wanted.items() <= read(root).items()
+    ends = {
+        row[f"videos/{TOP}/file_index"]: row[f"videos/{TOP}/to_timestamp"] for row in listed(root)
+    }
+    for file, end in ends.items():
+        with av.open(str(root / f"videos/{TOP}/chunk-000/file-{file:03d}.mp4")) as container:
+            stream = container.streams.video[0]  # LeRobot's merging of datasets relies on it
+            assert float(stream.duration * stream.time_base) == pytest.approx(end, abs=1e-9)
     stored = data(root)
     assert stored["index"] == list(range(sum(lengths)))
     assert stored["frame_index"] == [i for n in lengths for i in range(n)]
@@ -124,24 +131,46 @@ def test_the_layout_by_hand(tmp_path: Path) -> None:
 
 
 def test_video_files_are_taken_over_as_they_are(tmp_path: Path) -> None:
-    """Of x264's frames out of order, of frames in order and of another codec; rates do not matter."""
-    films = {
-        "b": film(tmp_path / "b.mp4", greys(9, 0), fps=25),
-        "plain": film(tmp_path / "plain.mp4", greys(6, 9), max_b_frames=0),
-        "mpeg4": film(tmp_path / "mpeg4.mp4", greys(7, 15), codec="mpeg4"),
-        "again": film(tmp_path / "again.mp4", greys(8, 22), fps=25),
-        "gif": film(tmp_path / "clip.gif", greys(5, 30), codec="gif", pix_fmt="rgb8"),
-    }
+    """Of x264's frames out of order, of frames in order, of another codec."""
+    films = [
+        film(tmp_path / "b.mp4", greys(9, 0)),
+        film(tmp_path / "plain.mp4", greys(6, 9), max_b_frames=0),
+        film(tmp_path / "mpeg4.mp4", greys(7, 15), codec="mpeg4"),
+        film(tmp_path / "again.mp4", greys(8, 22)),
+        film(tmp_path / "more.mp4", greys(8, 27)),
+    ]
     with LeRobotWriter(tmp_path / "set", 10) as writer:
-        for path in films.values():
+        for path in films:
             writer.add_episode({TOP: path})
-    found = list(read(tmp_path / "set").values())
-    assert [found[0], found[1], found[3]] == [greys(9, 0), greys(6, 9), greys(8, 22)]
-    assert np.abs(np.subtract(found[4], greys(5, 30))).max() <= 20  # 8-bit colours
     clips = find_clips(tmp_path / "set")
-    for clip, path in zip(clips[:4], films.values(), strict=False):
+    for clip, path in zip(clips, films, strict=True):
         for a, b in zip(read_frames(clip.path, clip.span), read_frames(path), strict=True):
             assert torch.equal(a, b)
+    assert clips[3].path == clips[4].path  # of one coding
+
+
+@pytest.mark.parametrize(
+    "name, options, tolerance",
+    [
+        ("fast.mp4", {"fps": 25}, 2),
+        ("clip.gif", {"codec": "gif", "pix_fmt": "rgb8"}, 20),
+        ("clip.webm", {"codec": "libvpx"}, 6),
+    ],
+)
+def test_other_video_files_are_coded_again(tmp_path: Path, name, options, tolerance) -> None:
+    source = film(tmp_path / name, greys(9, 3), **options)
+    with LeRobotWriter(tmp_path / "set", 10) as writer:
+        for path in (source, film(tmp_path / "plain.mp4", greys(4, 0)), source):
+            writer.add_episode({TOP: path})
+    found = list(read(tmp_path / "set").values())
+    for frames, wanted in zip(found, (greys(9, 3), greys(4, 0), greys(9, 3)), strict=True):
+        assert np.abs(np.subtract(frames, wanted)).max() <= tolerance
+
+
+def test_folders_of_frames_are_taken_too(tmp_path: Path) -> None:
+    with LeRobotWriter(tmp_path / "set", 10) as writer:
+        writer.add_episode({TOP: write_folder(tmp_path / "frames", 6)})
+    assert list(read(tmp_path / "set").values()) == [[0, 10, 20, 30, 40, 50]]
 
 
 def test_a_file_that_is_full_is_followed_by_another(tmp_path: Path, monkeypatch) -> None:

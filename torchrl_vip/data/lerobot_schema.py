@@ -82,10 +82,26 @@ def arrow_column(column: np.ndarray) -> pyarrow.Array:
     return pa.FixedSizeListArray.from_arrays(flat, column.shape[1])
 
 
-def describe(schema: pyarrow.Schema, features: Mapping[str, Feature]) -> pyarrow.Schema:
-    """The schema with these columns in its "huggingface" metadata, added to what is there already."""
+def describe(schema: pyarrow.Schema, features: Mapping[str, dict[str, Any]]) -> pyarrow.Schema:
+    """The schema with these columns, name -> :func:`huggingface_feature`, added to its metadata."""
     metadata = dict(schema.metadata or {})
     said = json.loads(metadata.get(b"huggingface", b"{}"))
-    known = said.setdefault("info", {}).setdefault("features", {})
-    known |= {name: huggingface_feature(feature) for name, feature in features.items()}
+    said.pop("fingerprint", None)  # of the table without them
+    said.setdefault("info", {}).setdefault("features", {}).update(features)
     return schema.with_metadata(metadata | {b"huggingface": json.dumps(said).encode()})
+
+
+def put_column(
+    table: pyarrow.Table, name: str, values: pyarrow.Array, feature: dict[str, Any]
+) -> pyarrow.Table:
+    """The table with a column in the place of the one of that name, or at its end.
+
+    "huggingface" metadata is kept up where there is some; a part of it would be worse than none.
+    """
+    column = need_pyarrow().field(name, values.type), values
+    place = table.schema.get_field_index(name)
+    table = table.append_column(*column) if place < 0 else table.set_column(place, *column)
+    if b"huggingface" in (table.schema.metadata or {}):
+        metadata = describe(table.schema, {name: feature}).metadata
+        table = table.replace_schema_metadata(metadata)
+    return table

@@ -30,6 +30,7 @@ from torchrl_vip.data.lerobot_schema import (
     as_column,
     describe,
     feature_of,
+    huggingface_feature,
     need_pyarrow,
 )
 from torchrl_vip.data.lerobot_stats import PictureStats, Stats, column_stats, merge_stats
@@ -122,7 +123,8 @@ class LeRobotWriter:
         Args:
             frames: camera -> a video file, or uint8 ``[H, W, 3]`` one after another. A name such as
                 "observation.images.top" is what LeRobot's policies expect. A video file's frames are taken
-                one by one whatever its own rate, and as they are where its coding allows.
+                one by one whatever its rate; as they are where it is ``fps`` and its coding allows, else
+                coded again.
             columns: name -> numbers, booleans or text ``[T]``, or ``[T, D]``.
             task: in words.
 
@@ -195,7 +197,7 @@ class LeRobotWriter:
     def _write_data(self, columns: dict[str, np.ndarray]) -> dict[str, int]:
         pa = need_pyarrow()
         table = pa.table({name: arrow_column(values) for name, values in columns.items()})
-        features = {name: feature_of(values) for name, values in columns.items()}
+        features = {name: huggingface_feature(feature_of(v)) for name, v in columns.items()}
         table = table.replace_schema_metadata(describe(table.schema, features).metadata)
         chunk, file = self._data.place(1)
         self._data.write(table)
@@ -448,7 +450,7 @@ def _shoot(source: Frames, target: Path, fps: Fraction) -> _Shot:
     """An episode's video: the source itself where it can be taken over, else ``target``."""
     if isinstance(source, str | Path):
         path = Path(source)
-        if not path.is_dir() and (coding := coding_of(path)):
+        if not path.is_dir() and (coding := coding_of(path, fps)):
             file = probe(path)
             file.check_whole()
             return _Shot(path, coding, len(file), _sampled_stats(path, len(file)))
@@ -462,7 +464,7 @@ def _shoot(source: Frames, target: Path, fps: Fraction) -> _Shot:
             stats.update(picture)  # once write_video has checked it
 
     write_video(target, counted(), fps, gop_size=GOP)
-    coding = coding_of(target)
+    coding = coding_of(target, fps)
     assert coding is not None  # as write_video codes it
     return _Shot(target, coding, stats.frames, stats.result())
 

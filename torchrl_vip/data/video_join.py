@@ -35,22 +35,26 @@ class Coding:
     delay: int = field(compare=False)
 
 
-def coding_of(path: Path) -> Coding | None:
+def coding_of(path: Path, fps: Fraction) -> Coding | None:
     """How a video is coded; None where its frames cannot be taken over as they are.
 
-    That is where frames are turned or stretched for display, hidden, or without times, or where the first
-    is no key frame.
+    That is where frames are turned or stretched for display, hidden, or without times; where the first is no
+    key frame; and where the frame rate is another: it is written in the frames of H.264 too, where LeRobot's
+    merging of datasets finds it.
 
     Raises:
         ValueError: it cannot be read.
     """
     file = probe(path)
     with opened(path) as (container, stream):
-        times = [packet.pts for packet in container.demux(stream) if packet.size]
+        packets = [(p.pts, p.duration or 0) for p in container.demux(stream) if p.size]
+        times, durations = zip(*packets, strict=True)
+        rates = float(stream.time_base * fps) * np.array(durations)
         codec = stream.codec_context
         plain = file.timed and file.is_first and not any(file.turn) and file.aspect == 1
         whole = len(times) == len(file) and file.keys[0] == file.pts[0]
-        if not (plain and whole and codec.name in CODECS and codec.pix_fmt):
+        timely = np.abs(rates - 1).max() < 0.01 and abs(file.interval * fps - 1) < 0.01
+        if not (plain and whole and timely and codec.name in CODECS and codec.pix_fmt):
             return None
         ahead = np.arange(len(times)) - np.searchsorted(file.pts, times)
         return Coding(
@@ -68,7 +72,6 @@ class JoinedVideo:
 
     Args:
         path: of the mp4, which is complete after :meth:`close`.
-        fps: frames a second; the sources' own times are not used.
 
     Attributes:
         frames: number of frames so far.
@@ -104,7 +107,7 @@ class JoinedVideo:
             stream = container.streams.video[0]
             if self._coding is None:
                 self._coding = coding
-                self._container = av.open(str(self.path), "w", format="mp4")
+                self._container = self._new_file(av)
                 self._stream = self._container.add_stream_from_template(stream)
                 self._stream.time_base = self._time_base
             dts = self.frames - self._coding.delay
@@ -119,6 +122,12 @@ class JoinedVideo:
                 self._container.mux(packet)
                 dts += 1
         self.frames += len(times)
+
+    def _new_file(self, av: Any) -> Any:
+        # By default durations are whole milliseconds; LeRobot's merging would add the roundings up.
+        rate = self._time_base.denominator
+        options = {"movie_timescale": str(rate if rate >= 1000 else 1000 * rate)}
+        return av.open(str(self.path), "w", format="mp4", options=options)
 
     def close(self) -> None:
         """Complete the file; without any video there is none."""
