@@ -49,7 +49,7 @@ def lerobot_clips(folder: Path) -> list[Clip]:
     Raises:
         ValueError: it is no such dataset, has no episodes yet or no camera.
     """
-    dataset = _Dataset(folder, _read_info(folder))
+    dataset = _Dataset(folder, read_info(folder))
     if not dataset.cameras:
         raise ValueError(
             f"{folder} holds no video episode; its features are {sorted(dataset.features)}"
@@ -66,7 +66,12 @@ def lerobot_clips(folder: Path) -> list[Clip]:
     return sorted(clips, key=lambda clip: clip.name)
 
 
-def _read_info(folder: Path) -> dict[str, Any]:
+def read_info(folder: Path) -> dict[str, Any]:
+    """A dataset's meta/info.json.
+
+    Raises:
+        ValueError: it is no LeRobot dataset of format v2 or v3.
+    """
     path = folder / "meta" / "info.json"
     try:
         info = json.loads(path.read_text(encoding="utf-8-sig"))
