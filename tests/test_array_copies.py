@@ -312,6 +312,8 @@ def test_a_name_that_minari_does_not_take_is_refused_before_anything_is_written(
     for name in ("labelled", "x-v", "a b-v0"):
         with pytest.raises(ValueError, match="wanted NAME-v0"):
             write_hdf5(minari_root / "push-v0", minari_root / name, labelled(minari_root))
+    with pytest.raises(ValueError, match="holds Minari datasets: give one of them"):
+        write_hdf5(minari_root, minari_root.parent / "x-v0", labelled(minari_root))
     assert [p.name for p in minari_root.iterdir()] == ["push-v0"]
 
 

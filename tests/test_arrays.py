@@ -12,6 +12,8 @@ from clips import greys
 from PIL import Image
 from tensordict import TensorDict
 from torchrl.data import (
+    FlatStorageCheckpointer,
+    H5StorageCheckpointer,
     LazyMemmapStorage,
     LazyTensorStorage,
     SliceSampler,
@@ -267,26 +269,23 @@ def minari_root(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path / "minari"
 
 
-def create_minari(name: str, episodes: list[list[int]], *, jpeg: bool) -> None:
-    """A dataset by minari itself: T + 1 pictures and T steps an episode, beside a vector."""
+def create_minari(name: str, episodes: list[list[int]], *, jpeg: bool, alone: bool = False) -> None:
+    """A dataset by minari itself: T + 1 pictures and T steps an episode, beside a vector or alone."""
     minari = pytest.importorskip("minari")
     from gymnasium import spaces
     from minari.data_collector import EpisodeBuffer
 
-    observations = spaces.Dict(
-        {"front": spaces.Box(0, 255, (32, 32, 3), np.uint8), "state": spaces.Box(-1, 1, (2,))}
-    )
+    picture = spaces.Box(0, 255, (32, 32, 3), np.uint8)
+    both = spaces.Dict({"front": picture, "state": spaces.Box(-1, 1, (2,))})
     buffers = []
     for number, values in enumerate(episodes):
-        steps = len(values) - 1
+        steps, seen = len(values) - 1, list(grey(values))
+        state = [np.zeros(2, np.float32)] * len(values)
         buffers.append(
             EpisodeBuffer(
                 id=number,
                 seed=number,
-                observations={
-                    "front": list(grey(values)),
-                    "state": [np.zeros(2, np.float32)] * (steps + 1),
-                },
+                observations=seen if alone else {"front": seen, "state": state},
                 actions=[np.zeros(1, np.float32)] * steps,
                 rewards=[float(t) for t in range(steps)],
                 terminations=[False] * steps,
@@ -297,7 +296,7 @@ def create_minari(name: str, episodes: list[list[int]], *, jpeg: bool) -> None:
     minari.create_dataset_from_buffers(
         name,
         buffers,
-        observation_space=observations,
+        observation_space=picture if alone else both,
         action_space=spaces.Box(-1, 1, (1,)),
         env="CartPole-v1",
         jpeg_encoding=jpeg,
@@ -316,6 +315,14 @@ def test_a_minari_dataset_is_a_clip_an_episode(minari_root: Path, jpeg: bool) ->
     expected = {"camera": "front", "episode": 1, "task": "CartPole-v1", "success": True}
     assert clips[1].labels == expected
     assert [shown(clip) for clip in clips] == [[16, 32, 48], [64, 80]]
+
+
+@pytest.mark.filterwarnings("ignore:.*is set to None:UserWarning")
+@pytest.mark.parametrize("jpeg", [True, False])
+def test_a_minari_dataset_may_have_nothing_but_pictures(minari_root: Path, jpeg: bool) -> None:
+    create_minari("push-v0", [[16, 32]], jpeg=jpeg, alone=True)
+    (clip,) = find_clips(minari_root / "push-v0")
+    assert clip.labels["camera"] == "observations" and shown(clip) == [16, 32]
 
 
 def test_a_minari_dataset_of_another_format_says_so(tmp_path: Path) -> None:
@@ -516,6 +523,20 @@ def test_float_pictures_and_storages_of_other_kinds_say_what_was_wanted(tmp_path
         stored.write_text(text)
         with pytest.raises(ValueError, match=message):
             find_clips(tmp_path / "rb")
+
+
+@pytest.mark.parametrize("layout", [FlatStorageCheckpointer, H5StorageCheckpointer])
+def test_a_buffer_saved_in_another_layout_says_so(tmp_path: Path, layout) -> None:
+    data = steps([10, 11], ends=[1])
+    data["next", "terminated"] = data["next", "done"]
+    for key in ("done", "truncated", "terminated"):
+        data[key] = torch.zeros(2, 1, dtype=torch.bool)
+    storage = LazyMemmapStorage(5)
+    buffer = TensorDictReplayBuffer(storage=storage, batch_size=2, checkpointer=layout())
+    buffer.extend(data)
+    buffer.dumps(tmp_path / "rb")
+    with pytest.raises(ValueError, match="no memory-mapped TensorDict of steps"):
+        find_clips(tmp_path / "rb")
 
 
 def test_saved_buffers_below_a_folder_of_videos_are_not_read_as_such(tmp_path: Path) -> None:

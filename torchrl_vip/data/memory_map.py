@@ -136,7 +136,8 @@ class MemoryMap:
 
 def is_memory_map(folder: Path) -> bool:
     """Whether a folder is a saved replay buffer or TensorDict."""
-    return (folder / "storage" / "meta.json").is_file() or _is_tensordict(folder)
+    saved = (folder / "storage" / "meta.json", folder / "buffer_metadata.json")
+    return any(path.is_file() for path in saved) or _is_tensordict(folder)
 
 
 def _is_tensordict(folder: Path) -> bool:
@@ -152,8 +153,13 @@ def open_memory_map(source: Path) -> MemoryMap:
     Raises:
         ValueError: it is none that can be read.
     """
-    folder = source / "storage" if (source / "storage" / "meta.json").is_file() else source
-    meta = _read_json(folder / "meta.json")
+    folder = source / "storage" if (source / "storage").is_dir() else source
+    meta = _read_json(folder / "meta.json") if (folder / "meta.json").is_file() else {}
+    if not meta or "_storage_shape" in meta:
+        raise ValueError(
+            f"{folder} holds no memory-mapped TensorDict of steps: save the buffer from a LazyMemmapStorage "
+            "or LazyTensorStorage, with no other checkpointer than its own."
+        )
     try:
         batch = tuple(int(size) for size in meta["shape"])
         kind = str(meta["_type"])

@@ -68,6 +68,8 @@ def write_hdf5(
         ValueError: the source cannot be read; ``out`` lies in it; a name that Minari does not take.
     """
     minari = minari_file(source) if source.is_dir() else None
+    if not minari and source.is_dir() and any(source.rglob("main_data.hdf5")):
+        raise ValueError(f"{source} holds Minari datasets: give one of them.")
     base = minari.parent if minari else source
     if minari and base.name == "data":
         source = base.parent
