@@ -422,6 +422,13 @@ def test_without_next_frames_an_episode_has_a_frame_a_step(tmp_path: Path) -> No
     assert [shown(clip) for clip in find_clips(tmp_path / "plain")] == [[10, 11]]
 
 
+def test_a_key_may_be_called_as_the_folder_of_a_buffer(tmp_path: Path) -> None:
+    data = TensorDict({"storage": steps([10, 11], ends=[]).select("pixels")}, [2])
+    data.memmap(tmp_path / "td")
+    (clip,) = find_clips(tmp_path / "td")
+    assert clip.labels["camera"] == "storage/pixels" and shown(clip) == [10, 11]
+
+
 def test_cameras_may_be_nested_and_channels_last(tmp_path: Path) -> None:
     data = steps([10, 11], ends=[1])
     hwc = torch.from_numpy(grey([90, 91], side=8))

@@ -153,7 +153,8 @@ def open_memory_map(source: Path) -> MemoryMap:
     Raises:
         ValueError: it is none that can be read.
     """
-    folder = source / "storage" if (source / "storage").is_dir() else source
+    inside = (source / "storage").is_dir() and not (source / "meta.json").is_file()
+    folder = source / "storage" if inside else source
     meta = _read_json(folder / "meta.json") if (folder / "meta.json").is_file() else {}
     if not meta or "_storage_shape" in meta:
         raise ValueError(
