@@ -14,6 +14,7 @@ pytest.importorskip("metaworld", reason='pip install "torchrl-vip[metaworld]"')
 
 from torchrl.envs.utils import check_env_specs
 
+from torchrl_vip.data.clip import Clip
 from torchrl_vip.data.sources import find_clips
 from torchrl_vip.data.video import read_clip
 from torchrl_vip.demonstrations import render
@@ -217,6 +218,31 @@ def test_stored_demonstrations_are_added_view_by_view(tmp_path: Path, monkeypatc
     both = render.read_manifest(tmp_path)
     assert first.items() < both.items() and "micro_close/default/success_0000.mp4" in both
     assert all(p.stat().st_mtime_ns == time for p, time in before.items())
+
+
+@pytest.mark.slow
+def test_clips_become_a_lerobot_dataset(tmp_path: Path, monkeypatch, capsys) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(load_suite("kitchen"), "CAMERAS", ("default",))
+    out, dataset = tmp_path / "clips", tmp_path / "below" / "set"
+    options = ["--out", str(out), "--suite", "kitchen", "--split", "heldout", "--size", "32"]
+    options += ["--stride", "10", "--tasks", "light_on", "--lerobot", str(dataset)]
+    render.main(options)
+    entries = sorted(render.read_manifest(out).items())
+    episodes = find_clips(dataset)
+    for clip, (file, entry) in zip(episodes, entries, strict=True):
+        assert clip.labels["task"] == "light_on"
+        assert torch.equal(read_clip(clip, 32), read_clip(Clip(out / file, file), 32))
+        assert len(read_clip(clip, 32)) == entry["frames"]
+    from pyarrow import parquet
+
+    rows = parquet.read_table(next((dataset / "data").rglob("*.parquet"))).to_pylist()
+    assert sum(row["next.success"] for row in rows) == sum(e["success"] for _, e in entries)
+    first = [row["next.reward"] for row in rows if row["episode_index"] == 0]
+    assert first == pytest.approx([*entries[0][1]["reward"], 0])
+    with pytest.raises(SystemExit):
+        render.main(options)
+    assert f"--lerobot {dataset} exists" in capsys.readouterr().err
 
 
 def entry_of(file: str, seed: int, size: int = 128) -> dict:

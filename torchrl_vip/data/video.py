@@ -42,10 +42,14 @@ __all__ = [
 ]
 
 
+FPS = 20
+"""Frames a second of a video where nothing else is said."""
+
+
 def write_video(
     path: str | Path,
     frames: np.ndarray | Tensor | Iterable[np.ndarray | Tensor],
-    fps: int | Fraction = 20,
+    fps: int | Fraction = FPS,
     *,
     gop_size: int | None = None,
 ) -> Path:

@@ -9,7 +9,8 @@ DIR/<task>/<name>.mp4 and DIR/manifest.json, a list of {file, suite, task, succe
 frames, size, stride, reward}, of scripted suites split, per_scene and distractors too; reward is the
 task's own (Adroit's is that of its plans), one a frame after the first. Every clip is a function of
 (--seed, task, number) and the options that its entry lists: a killed run continues where it stopped, and
-what was rendered otherwise is rendered anew.
+what was rendered otherwise is rendered anew. ``--lerobot DIR`` writes all clips of the manifest as a LeRobot
+dataset too, once they are rendered.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 from tqdm import tqdm
 
 from torchrl_vip.data.video import write_video
+from torchrl_vip.demonstrations.lerobot import write_lerobot
 from torchrl_vip.demonstrations.manifest import (
     Entry,
     forget,
@@ -151,6 +153,8 @@ def make_parser() -> argparse.ArgumentParser:
     things = "at most so many things lie about in a clip of the train split"
     add("--distractors", type=int, default=6, help=things)
     add("--seed", type=int, default=0)
+    dataset = "folder, not there yet, of a LeRobot v3.0 dataset of all clips in --out"
+    add("--lerobot", type=output_folder, metavar="DIR", help=dataset)
     cores = len(os.sched_getaffinity(0))
     add("--workers", type=int, default=cores, help="processes (one a core)")
     return parser
@@ -175,8 +179,8 @@ def choose_tasks(suite: ModuleType, args: argparse.Namespace) -> list[str]:
     return tasks
 
 
-def check_numbers(args: argparse.Namespace) -> None:
-    """Raise ValueError for a number that no clip can have."""
+def check_options(args: argparse.Namespace) -> None:
+    """Raise ValueError for a number that no clip can have, or a dataset that is there."""
     for name, low in (("episodes", 0), ("per_scene", 1), ("workers", 1), ("distractors", 0)):
         if (value := getattr(args, name)) < low:
             raise ValueError(f"--{name.replace('_', '-')} {value}: wanted {low} or more")
@@ -184,6 +188,8 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise ValueError(f"--size {args.size}: mp4 wants an even number")
     if min(args.stride) < 1:
         raise ValueError(f"--stride {args.stride}: wanted 1 or more")
+    if args.lerobot and args.lerobot.exists():
+        raise ValueError(f"--lerobot {args.lerobot} exists: wanted a folder that does not")
 
 
 def check_stored(suite: ModuleType, args: argparse.Namespace) -> bool:
@@ -243,7 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     suite = load_suite(args.suite)
     try:
-        check_numbers(args)
+        check_options(args)
         stored = check_stored(suite, args)
         tasks = choose_tasks(suite, args)
         entries = read_manifest(args.out)
@@ -253,12 +259,16 @@ def main(arguments: list[str] | None = None) -> None:
     if stored:
         render_stored(args, entries)
         print(f"{len(entries)} clips in {args.out}")
-        return
-    for task in tasks:
-        (args.out / task).mkdir(parents=True, exist_ok=True)
-    render_scripted(jobs, args.out, entries, args.workers)
-    wanted = sum(len(job.files) for job in jobs)
-    print(f"{len(entries)} clips in {args.out} ({wanted} asked for)")
+    else:
+        for task in tasks:
+            (args.out / task).mkdir(parents=True, exist_ok=True)
+        render_scripted(jobs, args.out, entries, args.workers)
+        wanted = sum(len(job.files) for job in jobs)
+        print(f"{len(entries)} clips in {args.out} ({wanted} asked for)")
+    if args.lerobot:
+        args.lerobot.parent.mkdir(parents=True, exist_ok=True)
+        write_lerobot(args.lerobot, args.out, entries)
+        print(f"LeRobot dataset in {args.lerobot}")
 
 
 if __name__ == "__main__":
