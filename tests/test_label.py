@@ -333,7 +333,8 @@ def test_what_cannot_be_read_is_named_and_in_the_exit_code(videos, tmp_path, cap
         (["videos", "--results", "labels.txt/r"], r"--results labels.txt/r: Not a directory; give"),
         (["videos", "--in-place"], "--in-place is for LeRobot datasets"),
         (["videos", "--out", "new"], "--out writes a dataset of steps anew"),
-        (["videos", "--check", "labels.csv"], "labels.csv"),
+        (["videos", "--check", "labels.csv"], "No such file or directory: 'labels.csv'"),
+        (["videos", "--check", "labels.txt"], "labels.txt has the columns None; wanted episode"),
     ],
 )
 def test_a_mistake_is_a_line(arguments, message, videos, tmp_path, capsys, monkeypatch):
@@ -464,6 +465,10 @@ def summaries(*ends: float, task: str = "t") -> list[Summary]:
     ]
 
 
+def episodes(*names: str) -> list[Clip]:
+    return [Clip(Path(name), name) for name in names]
+
+
 def test_agreement_by_hand():
     # success .9 and .2, partial .5, failure .4: pairs of other levels are right 3 times of 5
     found = agreement(summaries(0.9, 0.2, 0.5, 0.4), {0: 2, 1: 2, 2: 1, 3: 0})
@@ -492,12 +497,12 @@ def test_labels_are_compared_within_a_task():
 def test_bad_labels(text, message, tmp_path):
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_levels(tmp_path / "labels.csv", summaries(0.1, 0.2))
+        read_levels(tmp_path / "labels.csv", episodes("e0", "e1"))
 
 
 def test_labels_by_name_or_index(tmp_path):
     (tmp_path / "labels.csv").write_text("\ufeffepisode,level,who\ne1,2,me\n0,0.0,me\n", "utf-8")
-    assert read_levels(tmp_path / "labels.csv", summaries(0.1, 0.2)) == {1: 2, 0: 0}
+    assert read_levels(tmp_path / "labels.csv", episodes("e0", "e1")) == {1: 2, 0: 0}
 
 
 def test_check_draws_the_doubtful(videos, tmp_path, capsys):

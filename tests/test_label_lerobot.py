@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clips import film
 
 from torchrl_vip.label.__main__ import main
-
-from clips import film
 
 pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("av")

@@ -18,6 +18,7 @@ The same command goes on where a run was stopped. Exit code: 0, or 3 where episo
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import os
 import shlex
@@ -123,63 +124,73 @@ def read_settings(args: argparse.Namespace) -> Settings:
     if args.out and args.in_place:
         raise ValueError("--out and --in-place: give one of them.")
     source: Path = args.dataset
-    beside = (source.parent if source.suffix == ".csv" else source).absolute()
-    results = args.results or beside.with_name(f"{beside.stem}_vip")
-    names = (
-        "goal",
-        "camera",
-        "encoder",
-        "form",
-        "scale",
-        "gamma",
-        "threshold",
-        "success_threshold",
-    )
-    names += ("blur", "dtype", "batch_size", "threads", "device")
-    return Settings(source, results, **{name: getattr(args, name) for name in names})
+    names = {field.name for field in dataclasses.fields(Settings)} - {"source", "results"}
+    options = {name: getattr(args, name) for name in names}
+    return Settings(source, args.results or default_results(source), **options)
+
+
+def default_results(source: Path) -> Path:
+    """``DATASET_vip`` beside a dataset; of a manifest, beside the folder that it lies in."""
+    source = source.absolute()
+    if source.suffix == ".csv":
+        return source.parent.with_name(f"{source.parent.name}_vip")
+    return source.with_name(f"{source.name if source.is_dir() else source.stem}_vip")
 
 
 def run(args: argparse.Namespace) -> int:
     """Label; returns the exit code."""
-    from torchrl_vip.label import cluster
+    from torchrl_vip.label.check import read_levels
+    from torchrl_vip.label.cluster import parse_shard
     from torchrl_vip.label.job import Labeller
     from torchrl_vip.label.outputs import check_outputs
     from torchrl_vip.label.tables import require_pyarrow
 
     settings = read_settings(args)
-    shard = cluster.parse_shard(args.shard) if args.shard else None
+    shard = parse_shard(args.shard) if args.shard else None
     require_pyarrow()
     labeller = Labeller(settings)
     check_outputs(labeller, args.out, args.in_place)
+    levels = read_levels(args.check, labeller.clips) if args.check else None
     try:
         settings.results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(
-            f"--results {settings.results}: {error.strerror}; give another folder."
-        ) from error
+        reason = f"--results {settings.results}: {error.strerror}; give another folder."
+        raise OSError(reason) from error
+    meter = embed(args, labeller, shard)
+    if shard:
+        done = sum(map(labeller.is_done, range(len(labeller.clips))))
+        print(f"{done} of {len(labeller.clips)} episodes are done; when all are, run with --merge")
+        return 0
+    return finish(args, labeller, meter, levels)
+
+
+def embed(
+    args: argparse.Namespace, labeller: Labeller, shard: tuple[int, int] | None
+) -> Meter | None:
+    """Embed what is missing, here or by Ray; with --merge, see that nothing is."""
+    from torchrl_vip.label import cluster
+
     everything = list(range(len(labeller.clips)))
-    if args.ray is not None:
-        meter = cluster.embed_on_ray(
-            labeller, args.ray or None, args.workers, gpus=args.gpus_per_worker
-        )
-    elif args.merge:
+    if args.merge:
         if left := [n for n in everything if not labeller.is_done(n)]:
             raise ValueError(
                 f"{len(left)} of {len(everything)} episodes are not embedded yet, such as "
                 f"{labeller.clips[left[0]].name}: run their shards, or the same command without --merge."
             )
-        meter = None
-    else:
-        mine = cluster.share(everything, *shard) if shard else everything
-        meter = labeller.embed(mine)
-    if shard:
-        done = sum(labeller.is_done(n) for n in everything)
-        print(f"{done} of {len(everything)} episodes are done; when all are, run with --merge")
-        return 0
-    return finish(args, labeller, meter)
+        return None
+    if args.ray is not None:
+        return cluster.embed_on_ray(
+            labeller, args.ray or None, args.workers, gpus=args.gpus_per_worker
+        )
+    return labeller.embed(cluster.share(everything, *shard) if shard else everything)
 
 
-def finish(args: argparse.Namespace, labeller: Labeller, meter: Meter | None) -> int:
+def finish(
+    args: argparse.Namespace,
+    labeller: Labeller,
+    meter: Meter | None,
+    levels: dict[int, int] | None,
+) -> int:
     """Tables, pictures, datasets; returns the exit code."""
     from torchrl_vip.label.outputs import write_dataset
     from torchrl_vip.label.report import write_report
@@ -203,8 +214,8 @@ def finish(args: argparse.Namespace, labeller: Labeller, meter: Meter | None) ->
         made_by | describe_run(meter),
     )
     tell(said, settings.results, meter)
-    if args.check:
-        check(args.check, labeller, summaries)
+    if levels is not None:
+        tell_agreement(levels, labeller, summaries)
     names = ("out", "in_place", "overwrite", "embeddings")
     written = write_dataset(labeller, goals, **{name: getattr(args, name) for name in names})
     for path in written.paths:
@@ -285,11 +296,12 @@ def list_reasons(episodes: Collection[str], reasons: dict[str, str], title: str)
         print(f"  and {len(episodes) - 10} more, in report.json")
 
 
-def check(path: Path, labeller: Labeller, summaries: Sequence[Summary]) -> None:
+def tell_agreement(
+    levels: dict[int, int], labeller: Labeller, summaries: Sequence[Summary]
+) -> None:
     """Print how the distance agrees with labels, and draw where it does not."""
-    from torchrl_vip.label.check import agreement, draw_doubtful, read_levels
+    from torchrl_vip.label.check import agreement, draw_doubtful
 
-    levels = read_levels(path, summaries)
     found = agreement(summaries, levels)
     print(
         f"labels: Kendall tau_a {found['kendall']:.2f} over {found['tasks']} task(s), AUC of success over "

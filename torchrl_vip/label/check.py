@@ -14,6 +14,7 @@ import numpy as np
 from torchrl_vip.data.clip import Clip, whole_number
 from torchrl_vip.evaluation.metrics import auc, kendall
 from torchrl_vip.files import write_whole
+from torchrl_vip.label.job import index_of
 from torchrl_vip.label.report import filmstrip
 from torchrl_vip.label.rows import Summary
 
@@ -21,7 +22,7 @@ LEVELS = ("failure", "partial", "success")
 DOUBTFUL = 10
 
 
-def read_levels(path: Path, summaries: Sequence[Summary]) -> dict[int, int]:
+def read_levels(path: Path, clips: Sequence[Clip]) -> dict[int, int]:
     """Number of an episode -> 0 failure, 1 partial, 2 success.
 
     The file has the columns "episode", a name as in episodes.csv or an index, and "level".
@@ -30,8 +31,8 @@ def read_levels(path: Path, summaries: Sequence[Summary]) -> dict[int, int]:
         FileNotFoundError: no such file.
         ValueError: another table, an unknown episode, one twice, or another level; the line is named.
     """
-    by_name = {summary.episode: n for n, summary in enumerate(summaries)}
-    by_index = {str(summary.index): n for n, summary in enumerate(summaries)}
+    by_name = {clip.name: n for n, clip in enumerate(clips)}
+    by_index = {str(index_of(clip, n)): n for n, clip in enumerate(clips)}
     known = by_index | by_name
     levels: dict[int, int] = {}
     with open(path, newline="", encoding="utf-8-sig") as file:
