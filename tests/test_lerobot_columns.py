@@ -57,6 +57,8 @@ def write_v2(root: Path, *, totals: bool = False) -> Path:
     """As v2.1 has it; ``totals``: as v2.0."""
     features = {TOP: {"dtype": "video", "shape": [16, 16, 3]}}
     features["action"] = {"dtype": "float32", "shape": [2], "names": None}
+    for name in ("index", "episode_index", "frame_index"):
+        features[name] = {"dtype": "int64", "shape": [1], "names": None}
     info = {"codebase_version": "v2.1", "fps": 10, "features": features, "total_episodes": 3}
     (root / "meta").mkdir(parents=True)
     (root / "meta/info.json").write_text(json.dumps(info))
