@@ -6,8 +6,11 @@
 Every --clips is a suite, judged by itself: a folder of videos whose manifest.json (or index.json) has
 "group" and "success". Clips of one group show one task in one scene, so that the last frame of a
 success is a goal for the others; --group-by makes groups of other labels. "reward" (one a frame after
-the first) adds R² and EPIC. Rendered clips come from ``python -m torchrl_vip.demonstrations.render --split
-heldout --suite SUITE --out CLIPS``.
+the first) adds R² and EPIC. "idle_of" ("start") marks clips of the robot moving without effect, which add
+the decoy share: how much of the way to the goal the arm alone makes.
+
+Rendered clips come from ``python -m torchrl_vip.demonstrations.render --split heldout --suite SUITE --out
+CLIPS``, idle ones from ``--split idle``.
 
 The first --encoder (the bundled one by default) is compared with every other row, suite by suite, on
 the same groups. Several encoders of one name (NAME=PATH repeated) are training seeds and averaged.
@@ -40,11 +43,12 @@ from torchrl_vip.weights import weights_digest
 
 Embed = Callable[[Tensor], Tensor]
 COLUMNS = (
-    ("voc", "voc_pearson", "bumps", "bump_size", "auc", "auc_best", "kendall"),
+    ("kendall", "auc", "voc_specific", "right_above_wrong", "decoy_share", "voc", "bumps"),
+    ("auc_best", "voc_pearson", "bump_size"),
     ("voc_own", "bumps_own", "voc_reversed", "voc_shuffled", "voc_wrong_goal", "r_squared", "epic"),
     ("voc", "voc_goal_shifted", "voc_goal_dark", "voc_goal_occluded"),
 )  # one table each
-COMPARED = ("voc", "auc", "bumps", "voc_own", "bumps_own")
+COMPARED = ("kendall", "auc", "voc_specific", "right_above_wrong", "voc", "bumps", "voc_own")
 UNTRAINED_SEEDS = 3
 PARTIAL = ("stops", "partial")  # labels "kind" between failure and success
 
@@ -195,9 +199,14 @@ def load_clips(found: list[Clip], group_by: list[str] | None, most: int) -> list
         group = labels.get("group", clip.name)
         if group_by:
             group = "/".join(str(labels.get(key)) for key in group_by)
-        success = clip.success
+        idle = clip.idle_of
+        if idle and not group_by:
+            group = clip.scene or ""  # of every group
+        success = clip.success and not idle
         level = 2 if success else int(labels.get("kind") in PARTIAL)
-        clips.append(LabelledClip(frames[rows], str(group), success, clip.name, level, reward))
+        clips.append(
+            LabelledClip(frames[rows], str(group), success, clip.name, level, reward, idle)
+        )
     return clips
 
 
@@ -317,7 +326,7 @@ def plot(path: Path, suite: str, clips: list[LabelledClip], scores: dict, embedd
         )
     axes[1].set(title="reward of a step / its mean size", xlabel="own last frame as goal")
     for axis, group in zip(axes[2:], shown, strict=True):
-        members = [i for i, c in enumerate(clips) if c.group == group]
+        members = [i for i, c in enumerate(clips) if c.group == group and not c.idle_of]
         good = [i for i in members if clips[i].success]
         z, goal = embeddings[first], good[-1]
         for i in members:
@@ -416,7 +425,7 @@ def main(arguments: list[str] | None = None) -> None:
                 embed.trunk.forget()
         summaries = {name: summarise(s) for name, s in scores.items()}
         result["suites"][suite] = {"summary": summaries, "groups": scores}
-        groups = len({c.group for c in clips})
+        groups = len({c.group for c in clips if not c.idle_of})
         text += [f"## {suite}: {groups} groups, {len(clips)} clips", ""]
         for columns in COLUMNS:
             if any(metric in s for s in summaries.values() for metric in columns):
@@ -427,9 +436,12 @@ def main(arguments: list[str] | None = None) -> None:
         plot(args.out / picture, suite, clips, scores, embeddings)
         text += [f"![{suite}]({picture})", ""]
     text += [
-        "Mean over groups and its 95 % bootstrap interval. voc, voc_pearson, bumps, auc, kendall:",
+        "Mean over groups and its 95 % bootstrap interval. kendall, auc, voc, voc_pearson, bumps:",
         "goal = last frame of ANOTHER success of the group; _own: the clip's own last frame.",
-        "Controls: played backwards to another's first frame, frames shuffled, goal of another group.",
+        "voc_specific: voc minus voc_wrong_goal, the order by goals of other groups; right_above_wrong: how",
+        "often a goal of the group orders a clip better than one of another group does.",
+        "decoy_share: how much of the way to the goal the robot makes without effect.",
+        "Controls: played backwards to another's first frame, frames shuffled, goals of other groups.",
         "r_squared and epic: against the task's own dense reward.",
         "",
         in_words(result["about"]),

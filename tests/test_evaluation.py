@@ -1,5 +1,7 @@
 """Metrics of distance curves by numbers worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torchrl_vip.evaluation.metrics import (
     bootstrap,
     bump_size,
     bumps,
+    decoy_share,
     epic_distance,
     kendall,
     progress,
@@ -69,6 +72,14 @@ def test_kendall_counts_pairs_of_different_levels() -> None:
     assert kendall([0.2, 0.3, 0.4, 0.1], [0, 1, 2, 2]) == pytest.approx((1 + 1 - 1 + 1 - 1) / 5)
     assert kendall([1, 1], [0, 1]) == 0
     assert np.isnan(kendall([1, 2], [2, 2]))
+
+
+def test_decoy_share_by_hand() -> None:
+    # a demonstration goes from 10 to 2; the idle robot comes as near as 6: half of those 8
+    assert decoy_share(np.array([10.0, 6, 9]), 10, 2) == pytest.approx(0.5)
+    assert decoy_share(np.array([11.0, 12]), 10, 2) == 0  # never nearer than the start
+    assert decoy_share(np.array([1.0]), 10, 2) == 1  # nearer than the demonstration
+    assert decoy_share(np.array([10.0]), 2, 2) == 1  # the demonstration itself comes no nearer
 
 
 def test_r_squared_and_epic_forgive_scale_and_shift_only() -> None:
@@ -135,6 +146,52 @@ def test_controls_levels_and_rewards_by_hand() -> None:
     assert scores["r_squared"] == pytest.approx(1) and scores["epic"] == pytest.approx(1)
     goals = [np.array([0.0, 0])] * 4  # all successes walk away from there
     assert score_groups(z, clips, goals)["g"]["voc"] == pytest.approx(-1)
+
+
+def test_what_a_goal_adds_by_hand() -> None:
+    # a and b go right, c goes left; wrong goals: for g the end of c, -10, for h the end of a, 10
+    z = [line(0, 4, 10), line(0, -2, 8), line(0, -6, -10)]
+    clips = [clip("g"), clip("g"), clip("h")]
+    scores = score_groups(z, clips)["g"]
+    # right: a 8 4 2, 1; b 10 12 2, .5
+    # wrong: a 10 14 20, -1; b 10 8 18, ranks 2 1 3 of the distance, -.5
+    assert scores["voc_wrong_goal"] == pytest.approx(-0.75)
+    assert scores["voc_specific"] == pytest.approx(0.75 + 0.75)
+    assert scores["right_above_wrong"] == 1
+    away = score_groups([-e for e in z[:2]] + z[2:], clips)["g"]  # now all go left, c too
+    assert away["voc_wrong_goal"] == pytest.approx(0.75) and away["voc_specific"] == pytest.approx(
+        0
+    )
+    assert away["right_above_wrong"] == pytest.approx(0.5)  # both pairs are ties
+    assert np.isnan(score_groups(z[:2], clips[:2])["g"]["voc_specific"])  # no other group
+
+
+def test_idle_clips_are_decoys_of_their_group_and_no_attempts() -> None:
+    z = [line(0, 4, 10), line(0, -2, 8), line(0, 6), line(0, 3), line(20, 20), line(0, 1, 2)]
+    idle = [
+        replace(clip(g), idle_of=of) for g, of in (("g", "start"), ("", "start"), ("g", "goal"))
+    ]
+    clips = [clip("g"), clip("g"), *idle, clip("h")]
+    scores = score_groups(z, clips)
+    # goal 8: a goes from 8 to 2, idle to 2 and 5: 6/6, 3/6
+    # goal 10: b goes from 10 to 2, idle to 4 and 7: 6/8, 3/8
+    assert scores["g"]["decoy_share"] == pytest.approx((1 + 0.5 + 0.75 + 0.375) / 4)
+    # alone, h has its own end 2 as goal: from 2 to 0, and the idle 3 of every group passes through it
+    assert scores["h"]["decoy_share"] == pytest.approx(0.5)  # at 3 it is 1 away
+    assert set(scores) == {"g", "h"}
+    without = score_groups([*z[:2], z[-1]], [*clips[:2], clips[-1]])
+    assert np.isnan(without["g"]["decoy_share"])
+    del without["g"]["decoy_share"], scores["g"]["decoy_share"]
+    for name, value in without["g"].items():
+        np.testing.assert_equal(value, scores["g"][name], name)
+
+
+def test_a_clip_that_is_not_scored_is_a_goal_alone() -> None:
+    z, clips = [line(0, 4, 10), line(0, -2, 8)], [clip("g"), replace(clip("g"), scored=False)]
+    scores = score_groups(z, clips)["g"]
+    assert (
+        scores["voc"] == scores["voc_own"] == 1 and scores["bumps"] == 0
+    )  # those of the first clip
 
 
 def test_a_group_never_sees_another_and_a_lonely_clip_has_no_cross_score() -> None:

@@ -131,6 +131,12 @@ class Clip:
         said = "yes" if said is None else str(said).strip().lower()
         return said not in ("false", "0", "0.0", "no", "none", "")
 
+    @property
+    def idle_of(self) -> str | None:
+        """Of a clip in which the robot moves without effect, the label "idle_of": "start" or "goal", with
+        things as a task finds or leaves them. None for an attempt at a task."""
+        return self.labels.get("idle_of") or None
+
 
 def check_count(found: int, announced: int, reason: str) -> str:
     """Judge a clip that has fewer frames than was announced.

@@ -18,12 +18,16 @@ from torchrl_vip.evaluation.metrics import (
     bootstrap,
     bump_size,
     bumps,
+    decoy_share,
     epic_distance,
     kendall,
     progress,
     r_squared,
     voc,
 )
+
+WRONG_GOALS = 8
+"""Goals of other groups that a clip is judged against, at most."""
 
 
 @dataclass
@@ -36,6 +40,10 @@ class LabelledClip:
     Attributes:
         level: 0 failure, 1 partial success, 2 success (by default from ``success``).
         reward: float ``[T - 1]``, the task's own reward at frames 1 to T - 1, or None.
+        idle_of: "start" or "goal" where the clip shows the robot moving without effect, with things as
+            the task finds or leaves them. It is no attempt then, of its group or with group "" of every
+            group.
+        scored: False for a clip whose end is a goal for others and that is not judged itself.
     """
 
     frames: Tensor
@@ -44,6 +52,8 @@ class LabelledClip:
     name: str = ""
     level: int = None  # type: ignore[assignment]  # None until __post_init__ has filled it
     reward: np.ndarray | None = None
+    idle_of: str | None = None
+    scored: bool = True
 
     def __post_init__(self) -> None:
         if self.level is None:
@@ -74,14 +84,19 @@ def score_groups(
     Returns:
         group -> metric -> value, NaN where the group has no pair for it:
 
+        - ``kendall``, ``auc``, ``auc_best``: order of failure < partial < success by the final distance
+          over the first one; success against failure by that, and by the smallest over the first;
+        - ``voc_specific``: ``voc`` minus ``voc_wrong_goal``, what the goal adds to the order;
+          ``right_above_wrong``: how often a success is ordered better by a goal of its group than by one
+          of another group;
+        - ``decoy_share``: the largest of :func:`~torchrl_vip.evaluation.metrics.decoy_share` over an
+          idle clip's frames, mean over clips and goals;
         - ``voc``, ``voc_pearson``, ``bumps``, ``bump_size``: successes against the goal of every
           OTHER success;
         - ``voc_own``, ``bumps_own``: against their own last frame, where even raw pixels do well;
         - controls: ``voc_reversed``, clips played backwards against another's first frame;
-          ``voc_shuffled``, frames in random order (0 expected); ``voc_wrong_goal``, against a goal of
-          another group;
-        - ``auc``, ``auc_best``: success against failure by the final, and by the smallest, distance
-          over the first one; ``kendall``: order of failure < partial < success by the final one;
+          ``voc_shuffled``, frames in random order (0 expected); ``voc_wrong_goal``, against goals of
+          other groups;
         - ``r_squared``, ``epic``: of minus the distance with the task's own reward.
 
     Raises:
@@ -91,16 +106,24 @@ def score_groups(
     for e, goal, clip in zip(z, goals, clips, strict=True):
         if not (np.isfinite(e).all() and np.isfinite(goal).all()):
             raise ValueError(f"the embedding of clip {clip.name or clip.group!r} is not finite")
-    members = defaultdict(list)
+    members, idle = defaultdict(list), defaultdict(list)
     for i, clip in enumerate(clips):
-        members[clip.group].append(i)
-    names = list(members)
+        if clip.idle_of is None:
+            members[clip.group].append(i)
+        elif clip.idle_of == "start":
+            idle[clip.group].append(z[i])
+    ends = {
+        name: goals[good[0]]
+        for name, of in members.items()
+        if (good := [i for i in of if clips[i].success])
+    }
     rng = np.random.default_rng(0)
     scores = {}
-    for position, name in enumerate(names):
-        elsewhere = [i for i in members[names[position - 1]] if clips[i].success]
-        wrong = goals[elsewhere[0]] if elsewhere and len(names) > 1 else None
-        scores[name] = _score_group(z, clips, goals, members[name], wrong, rng)
+    for name, of in members.items():
+        others = [end for other, end in ends.items() if other != name]
+        chosen = np.linspace(0, len(others) - 1, min(WRONG_GOALS, len(others))).round().astype(int)
+        wrong, unlabelled = [others[n] for n in chosen], idle[""] if name else []
+        scores[name] = _score_group(z, clips, goals, of, wrong, idle[name] + unlabelled, rng)
     return scores
 
 
@@ -109,21 +132,34 @@ def _score_group(
     clips: Sequence[LabelledClip],
     goals: Sequence[np.ndarray],
     members: Sequence[int],
-    wrong_goal: np.ndarray | None,
+    wrong_goals: Sequence[np.ndarray],
+    idle: Sequence[np.ndarray],
     rng: np.random.Generator,
 ) -> dict[str, float]:
     """Metrics of the clips whose indices are ``members``; see :func:`score_groups`."""
-    successes = [i for i in members if clips[i].success]
+    good = [i for i in members if clips[i].success]
+    successes = [i for i in good if clips[i].scored]
     to_others = {}  # a lone success has nothing to be compared with
     for i in members:
-        if curves := [_curve(z[i], goals[j]) for j in successes if j != i]:
+        curves = [_curve(z[i], goals[j]) for j in good if j != i]
+        if curves and clips[i].scored:
             to_others[i] = curves
     cross = [curve for i in successes for curve in to_others.get(i, ())]
     own = [_curve(z[i], z[i][-1]) for i in successes]
-    backwards = [_curve(z[i], z[j][0])[::-1] for i in successes for j in successes if i != j]
-    astray = [] if wrong_goal is None else [_curve(z[i], wrong_goal) for i in successes]
+    backwards = [_curve(z[i], z[j][0])[::-1] for i in successes for j in good if i != j]
+    astray = {i: [_curve(z[i], goal) for goal in wrong_goals] for i in successes}
+    order, order_wrong = _mean(voc, cross), _mean(voc, [c for of in astray.values() for c in of])
+    specific = [
+        auc([voc(c) for c in to_others[i]], [voc(c) for c in astray[i]])
+        for i in successes
+        if i in to_others and astray[i]
+    ]
     return {
-        "voc": _mean(voc, cross),
+        **_outcome(to_others, clips),
+        "voc_specific": order - order_wrong,
+        "right_above_wrong": float(np.mean(specific)) if specific else np.nan,
+        "decoy_share": _decoyed(z, goals, successes, good, idle),
+        "voc": order,
         "voc_pearson": _mean(lambda c: voc(c, "pearson"), cross),
         "bumps": _mean(bumps, cross),
         "bump_size": _mean(bump_size, cross),
@@ -131,10 +167,25 @@ def _score_group(
         "bumps_own": _mean(bumps, own),
         "voc_reversed": _mean(voc, backwards),
         "voc_shuffled": _mean(lambda c: voc(rng.permutation(c)), cross),
-        "voc_wrong_goal": _mean(voc, astray),
-        **_outcome(to_others, clips),
+        "voc_wrong_goal": order_wrong,
         **_agreement(to_others, clips),
     }
+
+
+def _decoyed(
+    z: Sequence[np.ndarray],
+    goals: Sequence[np.ndarray],
+    successes: Sequence[int],
+    good: Sequence[int],
+    idle: Sequence[np.ndarray],
+) -> float:
+    """Mean decoy share over idle clips ``[T, D]`` and goals: those of other successes, a lone one's own."""
+    shares = []
+    for i in successes:
+        for j in [j for j in good if j != i] or [i]:
+            start, end = (float(np.linalg.norm(z[i][t] - goals[j])) for t in (0, -1))
+            shares += [decoy_share(_curve(e, goals[j]), start, end) for e in idle]
+    return float(np.mean(shares)) if shares else np.nan
 
 
 def _curve(z: np.ndarray, goal: np.ndarray) -> np.ndarray:
@@ -151,9 +202,9 @@ def _outcome(
         i: -float(np.mean([c.min() / max(c[0], 1e-12) for c in of])) for i, of in curves.items()
     }
     return {
+        "kendall": kendall(list(final.values()), [clips[i].level for i in final]),
         "auc": _separation(final, clips),
         "auc_best": _separation(best, clips),
-        "kendall": kendall(list(final.values()), [clips[i].level for i in final]),
     }
 
 

@@ -55,6 +55,21 @@ def kendall(score: Sequence[float], level: Sequence[int]) -> float:
     return float(np.sign(score[:, None] - score)[higher].mean()) if higher.any() else np.nan
 
 
+def decoy_share(idle: np.ndarray, start: float, end: float) -> float:
+    """Share of a demonstration's way to the goal that a robot makes which changes nothing; in [0, 1].
+
+    Args:
+        idle: distances ``[T]`` to the goal while the robot moves without effect.
+        start, end: distances of a demonstration's first and last frame to the same goal.
+
+    Returns:
+        ``(start - min(idle)) / (start - end)``, of which 0 is best; 1 also where the demonstration
+        comes no nearer itself.
+    """
+    way = start - end
+    return float(np.clip((start - np.min(idle)) / way, 0, 1)) if way > 0 else 1.0
+
+
 def r_squared(value: np.ndarray, reward: np.ndarray) -> float:
     """Share of the reward's variance that a line in the value explains, in [0, 1]; 0 if constant."""
     if np.ptp(value) == 0 or np.ptp(reward) == 0:
