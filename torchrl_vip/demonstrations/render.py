@@ -4,7 +4,10 @@
 with its own camera, colours, lights, textures and things that lie about. ``--split heldout``: N
 successes and N failures of each task, one scene (camera and colours) a task; a failure has exactly
 its success's number of frames, so that length tells nothing. Of Meta-World's 50 tasks, 10 are in the
-held-out split only; FrankaKitchen's and Adroit's clips are their shipped demonstrations. Writes
+held-out split only; FrankaKitchen's and Adroit's clips are their shipped demonstrations. ``--split idle``:
+the robot moving without effect in the scenes of ``heldout``, N clips with things as a task finds them
+("idle_of": "start") and N with things as it leaves them ("goal", where they stay so); ``preset=scene`` of
+pre-training reads them as ``data.idle``. Writes
 DIR/<task>/<name>.mp4 and DIR/manifest.json, a list of {file, suite, task, success, kind, group, seed,
 frames, size, stride, reward}, of scripted suites split, per_scene and distractors too; reward is the
 task's own (Adroit's is that of its plans), one a frame after the first. Every clip is a function of
@@ -20,14 +23,17 @@ import multiprocessing
 import os
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from torchrl_vip.data.video import write_video
+from torchrl_vip.demonstrations.idle import IdleJob, render_idle
 from torchrl_vip.demonstrations.lerobot import write_lerobot
 from torchrl_vip.demonstrations.manifest import (
     Entry,
@@ -50,7 +56,13 @@ from torchrl_vip.envs import SUITES, load_suite
 __all__ = ["FAILURES", "clip_seed", "failing", "main", "read_manifest", "write_manifest"]
 
 
-def render_scripted(jobs: list[Job], out: Path, entries: dict[str, Entry], processes: int) -> None:
+def render_jobs(
+    jobs: list[Job] | list[IdleJob],
+    render: Callable[[Any, Path], list[Entry]],
+    out: Path,
+    entries: dict[str, Entry],
+    processes: int,
+) -> None:
     """Renders what is not in ``entries`` yet, in processes of their own, and lists it there."""
     jobs = [job for job in jobs if not job.done(out, entries)]
     forget(out, entries, (file for job in jobs for file in job.files))
@@ -61,7 +73,7 @@ def render_scripted(jobs: list[Job], out: Path, entries: dict[str, Entry], proce
         tqdm(total=len(jobs), unit="episode") as progress,
     ):
         try:
-            for future in as_completed([pool.submit(render_job, job, out) for job in jobs]):
+            for future in as_completed([pool.submit(render, job, out) for job in jobs]):
                 entries |= {entry["file"]: entry for entry in future.result()}
                 write_manifest(out, entries)
                 progress.update()
@@ -141,10 +153,14 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=output_folder, required=True, help="folder of the clips")
     add("--suite", choices=SUITES, default="metaworld")
-    splits = "successes in many scenes, or successes and failures of one scene a task"
-    add("--split", choices=("train", "heldout"), default="train", help=splits)
+    splits = (
+        "successes in many scenes; successes and failures of one scene a task; or the robot moving "
+    )
+    splits += "without effect in those scenes"
+    add("--split", choices=("train", "heldout", "idle"), default="train", help=splits)
     add("--tasks", nargs="+", help="only these tasks (default: all of the split)")
-    add("--episodes", type=int, default=10, help="successes a task (stored ones: all)")
+    episodes = "successes a task (stored ones: all), or idle clips a task and state"
+    add("--episodes", type=int, default=10, help=episodes)
     scenes = "successes that share a scene in the train split, and so can be each other's goal"
     add("--per-scene", type=int, default=1, help=scenes)
     add("--size", type=int, default=128, help="pixels; an even number")
@@ -171,7 +187,7 @@ def choose_tasks(suite: ModuleType, args: argparse.Namespace) -> list[str]:
     scripted = suite.list_tasks() if scripted is None else scripted
     known = suite.list_tasks() if hasattr(suite, "demonstrations") else scripted
     train = [task for task in scripted if task not in held_out]
-    tasks = args.tasks or (train if args.split == "train" else list(held_out or scripted))
+    tasks = args.tasks or (train if args.split == "train" else list(held_out or scripted or known))
     if unknown := sorted(set(tasks) - set(known)):
         raise ValueError(
             f"nothing to render for {unknown} of {args.suite}; there is {', '.join(known)}"
@@ -198,12 +214,29 @@ def check_stored(suite: ModuleType, args: argparse.Namespace) -> bool:
     Raises:
         ValueError: options that these cannot have.
     """
-    stored = hasattr(suite, "demonstrations")
+    stored = hasattr(suite, "demonstrations") and args.split != "idle"
     if stored and args.split == "train":
         raise ValueError(f"--suite {args.suite} is never trained on; wanted --split heldout")
     if stored and len(args.stride) > 1:
         raise ValueError(f"--suite {args.suite} takes one --stride")
     return stored
+
+
+def make_idle_jobs(args: argparse.Namespace, suite: ModuleType, tasks: list[str]) -> list[IdleJob]:
+    """All idle clips that are asked for.
+
+    Raises:
+        ValueError: several strides.
+    """
+    if len(args.stride) > 1:
+        raise ValueError("--split idle takes one --stride")
+    cameras = suite.CAMERAS if hasattr(suite, "demonstrations") else (None,)
+    return [
+        IdleJob(args.suite, task, camera, number, args.seed, args.size, args.stride[0])
+        for task in tasks
+        for camera in cameras
+        for number in range(args.episodes)
+    ]
 
 
 def make_job(args: argparse.Namespace, task: str, number: int = 0) -> Job:
@@ -253,7 +286,8 @@ def main(arguments: list[str] | None = None) -> None:
         stored = check_stored(suite, args)
         tasks = choose_tasks(suite, args)
         entries = read_manifest(args.out)
-        jobs = [] if stored else make_jobs(args, tasks, entries)
+        idle = make_idle_jobs(args, suite, tasks) if args.split == "idle" else []
+        jobs = [] if stored or idle else make_jobs(args, tasks, entries)
     except ValueError as error:
         parser.error(str(error))
     if stored:
@@ -262,8 +296,9 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         for task in tasks:
             (args.out / task).mkdir(parents=True, exist_ok=True)
-        render_scripted(jobs, args.out, entries, args.workers)
-        wanted = sum(len(job.files) for job in jobs)
+        work = render_idle if idle else render_job
+        render_jobs(idle or jobs, work, args.out, entries, args.workers)
+        wanted = sum(len(job.files) for job in idle or jobs)
         print(f"{len(entries)} clips in {args.out} ({wanted} asked for)")
     if args.lerobot:
         args.lerobot.parent.mkdir(parents=True, exist_ok=True)

@@ -190,6 +190,20 @@ class Simulator(ABC):
             (model.site_rgba, carried[model.site_bodyid]),
         ]
 
+    def things(self) -> np.ndarray:
+        """Rows of ``data.qpos`` that say where things are, int64 ``[K]``: all that the robot does not carry.
+
+        Raises:
+            NotImplementedError: the suite has no ROBOT, so nothing tells it from things.
+        """
+        if not self.ROBOT:
+            raise NotImplementedError(f"{type(self).__name__} knows no robot to tell from things")
+        model, root = self.model, self.model.body_rootid
+        others = np.flatnonzero(root[model.jnt_bodyid] != root[model.body(self.ROBOT).id])
+        first = np.append(model.jnt_qposadr, model.nq)
+        rows = [np.arange(first[j], first[j + 1]) for j in others]
+        return np.concatenate([np.zeros(0, np.int64), *rows])
+
     @abstractmethod
     def reset(self, seed: int) -> np.ndarray:
         """Places objects and target as ``seed`` says; returns full_state."""
