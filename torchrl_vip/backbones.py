@@ -67,18 +67,20 @@ class EfficientNetLite0(nn.Module):
 
     Args:
         tapped: blocks to look at, in order. If the last is not block 15, the network ends there.
+        fine: tapped blocks whose maps are seen as FINE_CELLS x FINE_CELLS cells too; these features come
+            last, so that a head without them goes on with zeros for them (see :func:`with_fine_cells`).
     """
 
-    CELLS = 2
+    CELLS, FINE_CELLS = 2, 5
     # outputs, kernel, stride, expansion, repeats
     STAGES = ((16, 3, 1, 1, 1), (24, 3, 2, 6, 2), (40, 5, 2, 6, 2), (80, 3, 2, 6, 3),
               (112, 5, 1, 6, 3), (192, 5, 2, 6, 4), (320, 3, 1, 6, 1))  # fmt: skip
 
-    def __init__(self, tapped: tuple[int, ...] = (10, 14, 15)):
+    def __init__(self, tapped: tuple[int, ...] = (10, 14, 15), fine: tuple[int, ...] = ()):
         super().__init__()
-        self.tapped = tapped
+        self.tapped, self.fine = tapped, fine
         self.stem = _unit(3, 32, 3, 2)
-        inputs, number, self.out_features = 32, 0, 0
+        inputs, number, self.out_features, fine_features = 32, 0, 0, 0
         for outputs, kernel, stride, expansion, repeats in self.STAGES:
             for i in range(repeats):
                 if number <= tapped[-1]:
@@ -88,20 +90,24 @@ class EfficientNetLite0(nn.Module):
                     self.add_module(f"block{number}", block)
                     inputs = outputs
                     self.out_features += outputs * self.CELLS**2 * (number in tapped)
+                    fine_features += outputs * self.FINE_CELLS**2 * (number in fine)
                 number += 1
         self.top = _unit(inputs, 1280) if tapped[-1] == number - 1 else None
         self.out_features += 1280 * (self.top is not None)
         self.scale = (self.out_features / (len(tapped) + (self.top is not None))) ** 0.5
+        self.out_features += fine_features
 
     def forward(self, x: Tensor) -> Tensor:
-        x, features = self.stem(x), []
+        x, features, fine = self.stem(x), [], []
         for number in range(self.tapped[-1] + 1):
             x = getattr(self, f"block{number}")(x)
             if number in self.tapped:
                 features.append(F.adaptive_avg_pool2d(x, self.CELLS).flatten(1))
+            if number in self.fine:
+                fine.append(F.adaptive_avg_pool2d(x, self.FINE_CELLS).flatten(1))
         if self.top is not None:
             features.append(self.top(x).mean((-2, -1)))
-        return self.scale * torch.cat([F.normalize(f, dim=-1) for f in features], -1)
+        return self.scale * torch.cat([F.normalize(f, dim=-1) for f in [*features, *fine]], -1)
 
 
 def load_imagenet(network: nn.Module) -> None:
@@ -145,7 +151,13 @@ ENCODERS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": lambda: _headless(torchvision.models.resnet50()),
     "efficientnet_lite0": EfficientNetLite0,
     "tiny": lambda: EfficientNetLite0(tapped=(4, 7, 10)),
+    "efficientnet_lite0_cells": lambda: EfficientNetLite0(fine=(10, 14)),
+    "tiny_cells": lambda: EfficientNetLite0(tapped=(4, 7, 10), fine=(7, 10)),
 }
+LATE = {"efficientnet_lite0": "block11", "tiny": "block8", "resnet18": "layer4"}
+LATE |= {"resnet34": "layer4", "resnet50": "layer4", "efficientnet_lite0_cells": "block11"}
+LATE |= {"tiny_cells": "block8"}
+"""name -> the child from which on the late blocks of a backbone begin."""
 
 
 def foldable(network: nn.Module) -> bool:

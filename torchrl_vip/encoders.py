@@ -106,6 +106,40 @@ class VIPEncoder(nn.Module):
         )
 
 
+def with_fine_cells(encoder: VIPEncoder) -> VIPEncoder:
+    """The same map by a backbone that sees finer cells too, which its head makes nothing of yet.
+
+    Args:
+        encoder: with a backbone NAME for which there is a NAME_cells, and a linear head.
+
+    Returns:
+        A new encoder, whose head has zeros for the new features; one that sees them already as it is.
+
+    Raises:
+        ValueError: another backbone, or no linear head.
+    """
+    name = str(encoder.name)
+    if name.endswith("_cells"):
+        return encoder
+    old = encoder.head
+    if f"{name}_cells" not in ENCODERS or not isinstance(old, nn.Linear):
+        known = ", ".join(n.removesuffix("_cells") for n in ENCODERS if n.endswith("_cells"))
+        raise ValueError(
+            f"finer cells of backbone {name!r}, head {type(old).__name__}: wanted one of {known} "
+            "with a linear head."
+        )
+    fine = VIPEncoder(
+        f"{name}_cells", dim=encoder.dim, image_size=encoder.image_size, config=encoder.config
+    )
+    fine.backbone.load_state_dict(encoder.backbone.state_dict())
+    fine.head = head = nn.Linear(fine.head.in_features, encoder.dim)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.weight[:, : old.in_features] = old.weight
+        head.bias.copy_(old.bias)
+    return fine
+
+
 def embedding_dim(network: nn.Module, image_size: int) -> int:
     """D of a module that maps ``[N, 3, S, S]`` to ``[N, D]``: its ``dim``, or else by trying.
 

@@ -415,3 +415,37 @@ def tcn_loss(z_0: Tensor, z_t: Tensor, z_goal: Tensor) -> Tensor:
         near, other = -goal_distance(anchor, z_t), -goal_distance(anchor, anchor.roll(1, 0))
         loss = loss + (torch.stack([near, far, other]).logsumexp(0) - near).mean() / 2
     return loss
+
+
+def decoy_loss(
+    z_idle: Tensor,
+    z_start: Tensor,
+    z_end: Tensor,
+    z_goal: Tensor,
+    of_goal: Tensor,
+    margin: float = 0.3,
+) -> Tensor:
+    """What a robot that moves without effect gains or loses, beyond what it may; to be minimised.
+
+    With d the distance to a goal, in parts of where a demonstration starts, over idle frames::
+
+        things as the task finds them    relu(d(start) - margin (d(start) - d(end)) - d(idle)) / d(start)
+        things as the task leaves them   relu(d(idle) - d(end)) / d(start)
+
+    So an arm that has changed nothing may come ``margin`` of a demonstration's way to the goal. With 0 its
+    approach would pay nothing either, as an approaching arm has changed nothing yet.
+
+    Args:
+        z_idle: embeddings ``[B, D]`` of idle frames.
+        z_start, z_end: of a demonstration's first and last frame.
+        z_goal: of the goal, another demonstration's last frame; z_end itself where there is one alone.
+        of_goal: bool ``[B]``, whether things are as the task leaves them.
+        margin: in [0, 1].
+
+    Returns:
+        The scalar mean; 0 for B = 0.
+    """
+    idle, start, end = (goal_distance(z, z_goal) for z in (z_idle, z_start, z_end))
+    too_near = start - margin * (start - end) - idle
+    excess = torch.where(of_goal, idle - end, too_near).relu()
+    return (excess / start.clamp(min=1e-6)).sum() / max(len(idle), 1)

@@ -1,10 +1,11 @@
 """Training objectives as TorchRL loss modules: VIP, and the rivals it is compared with.
 
 Each reads a tensordict ``[B]`` with "pixels" ``[B, 4, 3, H, W]`` (o_0, o_t, o_{t+1}, o_g; uint8 or
-floating point in [0, 1]), or "features" ``[B, 4, F]`` where only a head is trained. It writes
-``loss_<name>``, ``loss_l1`` and ``loss_l2`` (penalties, already weighted: the total is the sum of all
-``loss_*``) and detached metrics. Under torch.distributed the loss is that of all processes' batches
-together.
+floating point in [0, 1]), or "features" ``[B, 4, F]`` where only a head is trained. Where there is "decoy"
+``[B]``, its rows above 0 are decoys instead: start, idle, end, goal, in the goal state where it is 2. It
+writes ``loss_<name>``, of decoys ``loss_decoy``, ``loss_l1`` and ``loss_l2`` (penalties), all weighted:
+the total is the sum of all ``loss_*``; and detached metrics. Under torch.distributed the loss is that of
+all processes' batches together.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
-from torchrl_vip.functional import renamed_negatives, tcn_loss, vip_loss
+from torchrl_vip.functional import decoy_loss, renamed_negatives, tcn_loss, vip_loss
 
 
 class EmbeddingLoss(LossModule):
@@ -28,14 +29,24 @@ class EmbeddingLoss(LossModule):
         encoder: images ``[N, 3, H, W]`` (or features ``[N, F]``) to ``[N, D]``; trained as it is.
         l1, l2: weights of the mean norms of the embedding; 0.001 each in the official trainer.
         in_key: "pixels", or "features".
+        decoy: weight of :func:`torchrl_vip.functional.decoy_loss`.
+        decoy_margin: its margin.
     """
 
     name: str
 
     def __init__(
-        self, encoder: nn.Module, *, l1: float = 0.001, l2: float = 0.001, in_key: str = "pixels"
+        self,
+        encoder: nn.Module,
+        *,
+        l1: float = 0.001,
+        l2: float = 0.001,
+        in_key: str = "pixels",
+        decoy: float = 1.0,
+        decoy_margin: float = 0.3,
     ):
         super().__init__()
+        self.decoy, self.decoy_margin = decoy, decoy_margin
         self.encoder = encoder
         self.l1 = l1
         self.l2 = l2
@@ -60,19 +71,30 @@ class EmbeddingLoss(LossModule):
             reward = reward.squeeze(-1)  # TorchRL's own shape of a reward
         # One forward for all four frames of every sub-clip.
         z = all_batches(self.encoder(frames.flatten(0, 1)).float().unflatten(0, (batch, 4)))
-        loss, metrics = self.objective(
-            z, all_batches(reward) if isinstance(reward, Tensor) else reward
-        )
+        if isinstance(reward, Tensor):
+            reward = all_batches(reward)
+        losses = {}
+        if (decoy := tensordict.get("decoy", None)) is not None:
+            kind = all_batches(decoy)
+            losses["loss_decoy"] = self.decoy * self._decoys(z[kind > 0], kind[kind > 0])
+            z = z[kind == 0]
+            reward = reward[kind == 0] if isinstance(reward, Tensor) else reward
+        loss, metrics = self.objective(z, reward)
         norm = z.norm(dim=-1).mean()
         return TensorDict(
             {
                 f"loss_{self.name}": loss,
+                **losses,
                 "loss_l1": self.l1 * z.abs().sum(-1).mean(),
                 "loss_l2": self.l2 * norm,
                 "embedding_norm": norm.detach(),
                 **metrics,
             }
         )
+
+    def _decoys(self, z: Tensor, kind: Tensor) -> Tensor:
+        z_start, z_idle, z_end, z_goal = z.unbind(1)
+        return decoy_loss(z_idle, z_start, z_end, z_goal, kind == 2, self.decoy_margin)
 
 
 class VIPLoss(EmbeddingLoss):
@@ -81,13 +103,14 @@ class VIPLoss(EmbeddingLoss):
     Reads also, where present, "reward" ``[B]`` or ``[B, 1]`` (-1, and 0 where o_t is the goal).
 
     Args:
-        encoder, l1, l2, in_key: as in :class:`EmbeddingLoss`.
+        encoder: as in :class:`EmbeddingLoss`.
         gamma: discount in (0, 1).
         num_negatives: in-batch permutations; 3 in the official trainer, 0 for none.
         negatives, clamp: see :func:`torchrl_vip.functional.vip_loss`.
         time_contrast: weight of R3M's time-contrastive loss on the same sub-clips, which orders frames
             in time directly; 0 in the paper.
         generator: CPU generator of the permutations.
+        **options: as of :class:`EmbeddingLoss`.
     """
 
     name = "vip"
@@ -101,12 +124,10 @@ class VIPLoss(EmbeddingLoss):
         negatives: str = "separate",
         clamp: bool = False,
         time_contrast: float = 0.0,
-        l1: float = 0.001,
-        l2: float = 0.001,
         generator: torch.Generator | None = None,
-        in_key: str = "pixels",
+        **options: Any,
     ):
-        super().__init__(encoder, l1=l1, l2=l2, in_key=in_key)
+        super().__init__(encoder, **options)
         self.gamma = gamma
         self.num_negatives = num_negatives
         self.negatives = renamed_negatives(negatives)

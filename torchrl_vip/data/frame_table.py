@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,12 @@ class FrameTable:
         """uint8 ``[T, 3, S, S]`` of clip i; of a memory-map a view, not a copy."""
         start, length = int(self.start[i]), int(self.length[i])
         return self.storage.get(slice(start, start + length))["pixels"]
+
+    def select(self, indices: Sequence[int]) -> FrameTable:
+        """Some of the clips, in the same storage."""
+        rows = torch.tensor(list(indices), dtype=torch.int64)
+        clips = [self.clips[i] for i in rows.tolist()]
+        return replace(self, clips=clips, start=self.start[rows], length=self.length[rows])
 
 
 def by_name(clips: Sequence[Clip], said: Sequence[str | None]) -> dict[str, str]:

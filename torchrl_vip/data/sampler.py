@@ -67,12 +67,14 @@ class VIPSampler(Sampler):
             than what is compared with it.
         group: int64 ``[V]``, clips that show the same task have the same number; None puts each
             clip in a group of its own.
+        weight: ``[V]``, how often a clip is drawn, in proportion; None draws all alike. One of 0 is not
+            drawn; put it in a group of its own, as else it is still a goal.
         shard: (rank, number of processes). Each process draws the whole batch and keeps its part, so
             that together they have what one process would have had.
 
     Raises:
         ValueError: no clip, one with fewer than two frames, a share outside of [0, 1], a stride
-            below 1.
+            below 1, weights of which none is positive.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class VIPSampler(Sampler):
         copies: int = 1,
         goal_augmentation: float = 0.0,
         group: Tensor | None = None,
+        weight: Tensor | None = None,
         shard: tuple[int, int] = (0, 1),
     ):
         if len(start) == 0 or len(start) != len(length) or int(length.min()) < 2:
@@ -107,6 +110,11 @@ class VIPSampler(Sampler):
             raise ValueError(f"geometric is {geometric}; wanted None or a number in (0, 1).")
         if stride < 1:
             raise ValueError(f"stride is {stride}; wanted 1 or more frames.")
+        if weight is not None and not (weight.min() >= 0 and weight.max() > 0):
+            raise ValueError(
+                f"weight is {weight.tolist()[:8]}; wanted 0 or more for each clip, and one above."
+            )
+        self.ends = None if weight is None else weight.double().cumsum(0) / weight.double().sum()
         self.start, self.stride = start, (length - 1).clamp(max=stride)
         self.length = (length - 1) // self.stride + 1
         self.copies, self.rows = copies, int((start + length).max())
@@ -131,7 +139,7 @@ class VIPSampler(Sampler):
         self.step += 1
         u = torch.rand(10, batch_size * processes, generator=generator, dtype=torch.float64)
         u = u[:, rank * batch_size : (rank + 1) * batch_size]
-        clip = (u[0] * len(self.start)).long()
+        clip = self._clip(u[0])
         length = self.length[clip]
         i_0 = (u[1] * (length - 2).clamp(min=1)).long()
         if self.geometric is None:
@@ -141,11 +149,7 @@ class VIPSampler(Sampler):
             i_g = torch.minimum(i_g, length - 1)
         crosses = (u[5] < self.cross_video) & (self.mates[clip] > 1)
         i_t = i_0 + (u[3] * (torch.where(crosses, length - 1, i_g) - i_0)).long()
-        # Any mate but the clip itself: those from its own place on move up by one.
-        mate = (u[6] * (self.mates[clip] - 1)).long()
-        mate = self.sorted[
-            self.first[clip] + (mate + (mate >= self.place[clip])) % self.mates[clip]
-        ]
+        mate = self._mate(clip, u[6])
         goal_clip = torch.where(crosses, mate, clip)
         i_g = torch.where(crosses, self.length[mate] - 1, i_g)
         o_0, o_t, o_next, goal = (
@@ -163,6 +167,20 @@ class VIPSampler(Sampler):
         # The storage reads a flat list of rows; who asks for the batch folds it back to [B, 4].
         return index.flatten(), {"reward": at_goal.float().repeat_interleave(4) - 1}
 
+    def _clip(self, u: Tensor) -> Tensor:
+        """Clips by draws in [0, 1)."""
+        if self.ends is None:
+            return (u * len(self.start)).long()
+        return torch.searchsorted(self.ends, u, right=True).clamp(max=len(self.ends) - 1)
+
+    def _mate(self, clip: Tensor, u: Tensor) -> Tensor:
+        """Another clip of each one's group by draws in [0, 1); where it is alone, itself."""
+        # Any mate but the clip itself: those from its own place on move up by one.
+        mate = (u * (self.mates[clip] - 1)).long()
+        return self.sorted[
+            self.first[clip] + (mate + (mate >= self.place[clip])) % self.mates[clip]
+        ]
+
     def state_dict(self) -> dict[str, Any]:
         return {"seed": self.seed, "step": self.step}
 
@@ -175,6 +193,88 @@ class VIPSampler(Sampler):
     def dumps(self, path: Any) -> None: ...
 
     def loads(self, path: Any) -> None: ...
+
+
+class DecoySampler(VIPSampler):
+    """Draws sub-clips, and a share of decoys: frames in which the robot moves without effect.
+
+    ::
+
+        demonstration   |=|------------------------|=|    a success
+                       start                       end
+        another one     |--------------------------|=|    of the same group; the same one if it is alone
+                                                  goal
+        idle clip       |---------|=|----------------|
+                                  idle
+
+    The four rows of a decoy are (start, idle, end, goal), as :func:`torchrl_vip.functional.decoy_loss`
+    reads them, with reward -1.
+
+    Args:
+        start, length: as of :class:`VIPSampler`; of all clips, the idle ones too, whose weight is 0.
+        idle: clip -> the clips whose ends are goals that it must not seem to reach (or, of the goal
+            state, to leave); all numbers count from 0 in the order of ``start``.
+        of_goal: those keys of ``idle`` that show things as the task leaves them.
+        share: of the batch.
+        **options: as of :class:`VIPSampler`.
+
+    Raises:
+        ValueError: no idle clip, or one without a demonstration; see :class:`VIPSampler` too.
+    """
+
+    def __init__(
+        self,
+        start: Tensor,
+        length: Tensor,
+        *,
+        idle: dict[int, list[int]],
+        of_goal: set[int] | frozenset[int] = frozenset(),
+        share: float = 0.25,
+        **options: Any,
+    ):
+        super().__init__(start, length, **options)
+        if not idle or not all(idle.values()):
+            raise ValueError(
+                f"DecoySampler wants idle clips, each with demonstrations; got {idle}."
+            )
+        self.share = share
+        self.idle = torch.tensor(list(idle))
+        self.of_goal = torch.tensor([i in of_goal for i in idle])
+        self.goals = [torch.tensor(of) for of in idle.values()]
+
+    def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict]:
+        """As :meth:`VIPSampler.sample`, the decoys last; and "decoy" float32 ``[4 B]``: 0 for a sub-clip, 1
+        for a decoy in the start state, 2 for one in the goal state."""
+        rank, processes = self.shard
+        count = round(self.share * batch_size)
+        generator = generator_at(self.seed, self.step, stream=3)
+        index, info = super().sample(storage, batch_size - count)
+        u = torch.rand(5, count * processes, generator=generator, dtype=torch.float64)
+        u = u[:, rank * count : (rank + 1) * count]
+        which = (u[0] * len(self.idle)).long()
+        idle = self.idle[which]
+        goal = torch.stack(
+            [self.goals[w][int(v * len(self.goals[w]))] for w, v in zip(which, u[1], strict=True)]
+        )
+        demo = self._mate(goal, u[2])
+        frame = (u[3] * self.length[idle]).long() * self.stride[idle]
+        last = (self.length - 1) * self.stride
+        rows = torch.stack(
+            [
+                self.start[demo],
+                self.start[idle] + frame,
+                self.start[demo] + last[demo],
+                self.start[goal] + last[goal],
+            ],
+            1,
+        )
+        rows = rows + self.rows * (u[4] * self.copies).long()[:, None]
+        kind = torch.cat([torch.zeros(batch_size - count), 1.0 + self.of_goal[which]])
+        reward = torch.cat([info["reward"], -torch.ones(4 * count)])
+        return torch.cat([index, rows.flatten()]), {
+            "reward": reward,
+            "decoy": kind.repeat_interleave(4),
+        }
 
 
 def augment(

@@ -19,13 +19,22 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchrl.data import TensorDictReplayBuffer
 
-from torchrl_vip.backbones import load_imagenet
-from torchrl_vip.data.sampler import VIPSampler, augment, generator_at
+from torchrl_vip.backbones import LATE, load_imagenet
+from torchrl_vip.data.sampler import DecoySampler, VIPSampler, augment, generator_at
 from torchrl_vip.data.video import FrameTable
-from torchrl_vip.encoders import ENCODERS, VIPEncoder, native_bfloat16
+from torchrl_vip.encoders import ENCODERS, VIPEncoder, native_bfloat16, with_fine_cells
 from torchrl_vip.functional import resize_size
 from torchrl_vip.losses import EmbeddingLoss, TCNLoss, TripletLoss, VIPLoss
-from torchrl_vip.pretrain.clips import Split, Tables, find_and_split, load_clips, task_numbers
+from torchrl_vip.pretrain.clips import (
+    Split,
+    Tables,
+    decoyed_clips,
+    draw_weights,
+    find_and_split,
+    load_clips,
+    scene_only,
+    task_numbers,
+)
 from torchrl_vip.pretrain.config import pick_device
 from torchrl_vip.pretrain.features import embed_once
 from torchrl_vip.pretrain.run import Run
@@ -81,7 +90,10 @@ class Parts:
 
 def build_split(config: Config) -> Split:
     data = config["data"]
-    return find_and_split(data["path"], data["validation"], data["hold_out"])
+    share = 0.0 if data["validation"] == "each" else data["validation"]
+    return find_and_split(
+        data["path"], share, data["hold_out"], also=data["also"], idle=data["idle"]
+    )
 
 
 def build_device(config: Config) -> torch.device:
@@ -105,6 +117,7 @@ def build_run(config: Config, split: Split, shard: Shard) -> Run:
         resume=config["resume"],
         progress=config["progress"],
         first_process=shard[0] == 0,
+        judged=config["data"]["validation"] == "each",
     )
 
 
@@ -112,6 +125,7 @@ def build_parts(config: Config, split: Split, device: torch.device, shard: Shard
     """Everything that is trained, from the seed; clips are decoded and embedded where they are not yet."""
     torch.manual_seed(config["seed"])
     encoder = make_encoder(config).to(device)
+    config = config | at_depth(config["depth"], config["views"], encoder)
     encoder = encoder.to(memory_format=torch.channels_last)
     set_training = freeze(encoder, config["freeze_below"], config["freeze_batch_norm"])
     tables = make_tables(config, split, encoder.image_size, shard)
@@ -146,7 +160,7 @@ def build_parts(config: Config, split: Split, device: torch.device, shard: Shard
         describe=partial(
             describe,
             made=provenance(config, encoder, tables.training),
-            table=tables.training,
+            table=scene_only(tables.training),
         ),
     )
 
@@ -159,8 +173,27 @@ def make_encoder(config: Config) -> VIPEncoder:
         encoder = VIPEncoder(config["encoder"], dim=config["dim"], image_size=config["image_size"])
         if config["imagenet"]:
             load_imagenet(encoder.backbone)
-        return encoder
-    return load_vip(None if config["encoder"] == "bundled" else config["encoder"])
+    else:
+        encoder = load_vip(None if config["encoder"] == "bundled" else config["encoder"])
+    return with_fine_cells(encoder) if config["depth"] == "cells" else encoder
+
+
+def at_depth(depth: str | None, views: int, encoder: VIPEncoder) -> Config:
+    """The fields that ``depth`` sets.
+
+    Raises:
+        ValueError: "late" of a backbone whose late blocks are not known.
+    """
+    if depth is None:
+        return {}
+    if depth in ("head", "cells"):
+        return {"freeze_below": "head", "views": views or 1}
+    if depth == "late" and encoder.name not in LATE:
+        raise ValueError(
+            f"depth=late of backbone {encoder.name}: known are {', '.join(LATE)}. Give "
+            "freeze_below=CHILD and depth=null."
+        )
+    return {"freeze_below": LATE[str(encoder.name)] if depth == "late" else None}
 
 
 def freeze(encoder: VIPEncoder, below: str | None, batch_norm: bool) -> Callable[[], None]:
@@ -261,24 +294,39 @@ def make_buffer(table: FrameTable, config: Config, shard: Shard = (0, 1)) -> Ten
     """A replay buffer over frames or stored features; "batch_size" clips over all processes."""
     return TensorDictReplayBuffer(
         storage=table.storage,
-        sampler=VIPSampler(
-            table.start,
-            table.length,
-            seed=config["seed"],
-            self_transition=config["self_transition"],
-            geometric=config["geometric"],
-            cross_video=config["cross_video"],
-            stride=1
-            if config["views"]
-            else config["stride"],  # features are of every stride-th frame
-            copies=config["views"] or 1,
-            goal_augmentation=config["goal_augmentation"],
-            group=task_numbers(table.clips),
-            shard=shard,
-        ),
+        sampler=make_sampler(table, config, shard),
         batch_size=config["batch_size"] // shard[1],
         collate_fn=lambda batch: batch,  # the storage gives a whole TensorDict
         prefetch=1,  # one thread: several would reorder the draws
+    )
+
+
+def make_sampler(table: FrameTable, config: Config, shard: Shard) -> VIPSampler:
+    """Of sub-clips; of decoys too, where there are idle clips."""
+    options: dict[str, Any] = {
+        "seed": config["seed"],
+        "self_transition": config["self_transition"],
+        "geometric": config["geometric"],
+        "cross_video": config["cross_video"],
+        # stored features are of every stride-th frame
+        "stride": 1 if config["views"] else config["stride"],
+        "copies": config["views"] or 1,
+        "goal_augmentation": config["goal_augmentation"],
+        "group": task_numbers(table.clips),
+        "weight": draw_weights(table.clips, config["data"]["also_share"]),
+        "shard": shard,
+    }
+    decoys = decoyed_clips(table.clips)
+    if not (decoys and config["decoy"]):
+        return VIPSampler(table.start, table.length, **options)
+    of_goal = {i for i in decoys if table.clips[i].idle_of == "goal"}
+    return DecoySampler(
+        table.start,
+        table.length,
+        idle=decoys,
+        of_goal=of_goal,
+        share=config["decoy_share"],
+        **options,
     )
 
 
@@ -301,7 +349,7 @@ class Augment:
 
     def __call__(self, batch: TensorDict, step: int) -> TensorDict:
         batch = batch.reshape(-1, 4)
-        out = batch.select("reward")[:, 0].to(self.device)
+        out = batch.select("reward", "decoy", strict=False)[:, 0].to(self.device)
         if "features" in batch.keys():
             return out.set("features", batch["features"].to(self.device).float())
         goals = self.goal_augmentation
@@ -364,7 +412,8 @@ def make_objective(encoder: VIPEncoder, config: Config, dtype: torch.dtype) -> O
     if config["compile"]:
         network = cast(nn.Module, torch.compile(network))
     in_key = "features" if config["views"] else "pixels"
-    options = {"l1": config["l1"], "l2": config["l2"], "in_key": in_key}
+    options = {name: config[name] for name in ("l1", "l2", "decoy", "decoy_margin")}
+    options["in_key"] = in_key
     if config["loss"] == "vip":
         loss: EmbeddingLoss = VIPLoss(
             network,

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ from torch import Tensor
 from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.data.video import FrameTable, NoReadableClipError, decode_lazily, decode_once
 from torchrl_vip.files import write_whole
+
+ALSO, HELD_BACK = "pretrain/also", "pretrain/held_back"
+"""Labels of clips of data.also, and of clips that are loaded and not trained on."""
 
 
 class Split(NamedTuple):
@@ -37,15 +41,26 @@ class Tables(NamedTuple):
         return Split(self.training.clips, self.validation.clips if self.validation else [])
 
 
-def find_and_split(path: str | list[str], validation: float | list, hold_out: list) -> Split:
+def find_and_split(
+    path: str | list[str],
+    validation: float | list,
+    hold_out: list,
+    *,
+    also: str | list[str] | None = None,
+    idle: str | list[str] | None = None,
+) -> Split:
     """Training and validation clips of the sources; nothing is decoded yet.
+
+    Args:
+        also: sources of clips that are trained on, labelled ALSO.
+        idle: sources of clips in which the robot moves without effect, trained on as decoys, with the label
+            "idle_of": where there is none, that of a folder called start or goal, else start.
 
     Raises:
         FileNotFoundError: no such source.
         ValueError: a source without clips, a label value that no clip has, nothing to train on.
     """
-    paths = path if isinstance(path, list) else [path]
-    clips = [clip for path in paths for clip in find_clips(path)]
+    clips = find_all(path)
     split = split_clips(clips, validation, hold_out)
     if not split.training:
         raise ValueError(
@@ -56,7 +71,67 @@ def find_and_split(path: str | list[str], validation: float | list, hold_out: li
             f"no validation: all {len(clips)} clips share one group; name a label's values by "
             'data.validation=[...], or give the clips a label "group".'
         )
-    return split
+    others = [_labelled_with(clip, **{ALSO: True}) for clip in find_all(also)]
+    moving = [_labelled_with(clip, idle_of=_idle_of(clip)) for clip in find_all(idle)]
+    return Split(split.training + others + moving, split.validation)
+
+
+def find_all(path: str | list[str] | None) -> list[Clip]:
+    """Clips of a source, or of several; none of None."""
+    paths = path if isinstance(path, list) else [path]
+    return [clip for path in paths if path is not None for clip in find_clips(path)]
+
+
+def _labelled_with(clip: Clip, **labels: object) -> Clip:
+    return replace(clip, labels=clip.labels | labels)
+
+
+def _idle_of(clip: Clip) -> str:
+    """ "start" or "goal"; ValueError for another label."""
+    said = clip.idle_of or next(
+        (part for part in Path(clip.name).parts if part in ("start", "goal")), "start"
+    )
+    if said not in ("start", "goal"):
+        raise ValueError(f'{clip.path}: idle_of={said} is invalid: wanted "start" or "goal".')
+    return said
+
+
+def is_demonstration(clip: Clip) -> bool:
+    """Whether a clip is of data.path, and an attempt at a task."""
+    return not (clip.idle_of or clip.labels.get(ALSO))
+
+
+def scene_only(table: FrameTable) -> FrameTable:
+    """The table less clips of data.also and idle ones."""
+    return table.select([i for i, clip in enumerate(table.clips) if is_demonstration(clip)])
+
+
+def draw_weights(clips: Sequence[Clip], also_share: float) -> Tensor | None:
+    """How often each clip is drawn, ``[V]``: those of data.also ``also_share`` of all draws together, idle
+    ones and those that are held back never; None where all are drawn alike."""
+    resting = torch.tensor([bool(c.idle_of or c.labels.get(HELD_BACK)) for c in clips])
+    also = torch.tensor([bool(c.labels.get(ALSO)) for c in clips]) & ~resting
+    own = ~also & ~resting
+    if not (resting.any() or also.any()):
+        return None
+    shares = (1 - also_share) * own / own.sum().clamp(min=1)
+    return shares + also_share * also / also.sum().clamp(min=1)
+
+
+def decoyed_clips(clips: Sequence[Clip]) -> dict[int, list[int]]:
+    """Each idle clip that is trained on -> the successes whose ends are its goals: those of its own scene, or
+    all demonstrations where its labels tell none."""
+    own = [
+        i
+        for i, c in enumerate(clips)
+        if is_demonstration(c) and c.success and not c.labels.get(HELD_BACK)
+    ]
+    found = {
+        i: [j for j in own if idle.scene in (None, clips[j].scene)]
+        for i, idle in enumerate(clips)
+        if idle.idle_of and not idle.labels.get(HELD_BACK)
+    }
+    return {i: goals for i, goals in found.items() if goals}
 
 
 def split_clips(clips: list[Clip], validation: float | list, hold_out: list) -> Split:
@@ -106,8 +181,13 @@ def _group_draw(clip: Clip) -> float:
 
 def task_numbers(clips: list[Clip]) -> Tensor:
     """int64 ``[V]``: successes of the same :attr:`Clip.scene` have the same number; a failure has its
-    own, as its end is nobody's goal."""
-    names = [str((clip.success and clip.scene) or ("clip", i)) for i, clip in enumerate(clips)]
+    own, as its end is nobody's goal, and so has a clip that is idle or held back."""
+    names = [
+        str((clip.success and clip.scene) or ("clip", i))
+        if not (clip.idle_of or clip.labels.get(HELD_BACK))
+        else f"resting {i}"
+        for i, clip in enumerate(clips)
+    ]
     number = {name: n for n, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([number[name] for name in names])
 

@@ -80,12 +80,18 @@ LABELS = Rule("a list of label values", lambda v: isinstance(v, list))
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "trackio")
 ANY = Rule("", lambda v: True)  # a rule of its own below
 
+DEPTHS = ("head", "cells", "late", "all")
+
 RULES = {
     "data.path": ANY,
+    "data.also": ANY,
+    "data.also_share": number("[0, 1)"),
+    "data.idle": ANY,
     "data.decode": one_of("once", "lazily"),
     "data.cache": ANY,
     "data.validation": Rule(
-        f"{SHARE.wanted} or {LABELS.wanted}", lambda v: SHARE.accepts(v) or LABELS.accepts(v)
+        f"{SHARE.wanted}, {LABELS.wanted}, or each",
+        lambda v: SHARE.accepts(v) or LABELS.accepts(v) or v == "each",
     ),
     "data.hold_out": LABELS,
     "data.workers": whole(1),
@@ -94,6 +100,7 @@ RULES = {
     "imagenet": FLAG,
     "dim": whole(1),
     "image_size": whole(8),
+    "depth": one_of(*DEPTHS).or_null(),
     "freeze_below": TEXT.or_null(),
     "views": whole(0),
     "freeze_batch_norm": FLAG,
@@ -103,6 +110,9 @@ RULES = {
     "negatives": one_of("joint", "separate"),
     "clamp": FLAG,
     "time_contrast": number("[0, inf)"),
+    "decoy": number("[0, inf)"),
+    "decoy_margin": SHARE,
+    "decoy_share": number("[0, 1)"),
     "l1": number("[0, inf)"),
     "l2": number("[0, inf)"),
     "self_transition": SHARE,
@@ -174,8 +184,11 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_paths(values: dict[str, Any]) -> None:
-    paths = values["data.path"]
-    paths = [("data.path", path) for path in (paths if isinstance(paths, list) else [paths])]
+    paths = []
+    for field in ("data.path", "data.also", "data.idle"):
+        given = values[field]
+        if field == "data.path" or given is not None:
+            paths += [(field, path) for path in (given if isinstance(given, list) else [given])]
     folders = [("out_dir", values["out_dir"])]
     if values["data.cache"] is not None:
         folders.append(("data.cache", values["data.cache"]))
@@ -204,7 +217,18 @@ def _check_together(config: dict[str, Any]) -> None:
             f"imagenet=true begins a network of {', '.join(ENCODERS)} with ImageNet's weights; "
             f"encoder={encoder} has weights of its own."
         )
-    if views and config["freeze_below"] != "head":
+    depth, below = config["depth"], config["freeze_below"]
+    if depth and below:
+        raise ValueError(
+            f"depth={depth} and freeze_below={below} both say what is trained: give one of them, depth=null "
+            "beside freeze_below."
+        )
+    if depth in ("late", "all") and views:
+        raise ValueError(
+            f"views={views} does not go with depth={depth}: features are stored once, so the backbone cannot "
+            "be trained. Give views=0, or depth=head or cells."
+        )
+    if views and not depth and below != "head":
         raise ValueError(
             f"views={views} wants freeze_below=head: features are stored once, so the backbone "
             f"cannot be trained (freeze_below={config['freeze_below']})."
@@ -215,6 +239,11 @@ def _check_together(config: dict[str, Any]) -> None:
             f"stored view has a mirror image of its own (flip={config['flip']})."
         )
     processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1 and config["data"]["validation"] == "each":
+        raise ValueError(
+            f"data.validation=each runs in one process; there are {processes}. Name the clips to validate on "
+            "instead, or start it without torchrun."
+        )
     if config["batch_size"] % processes:
         raise ValueError(
             f"batch_size={config['batch_size']} does not divide over {processes} processes."
@@ -334,7 +363,8 @@ def quoted(argument: str) -> str:
     """A path, or list of paths, on the command line as Hydra takes it, be there brackets, umlauts or a
     ``~`` in it."""
     field, equals, value = argument.partition("=")
-    a_path = field in ("data.path", "data.cache", "out_dir", "encoder")
+    paths = ("data.path", "data.also", "data.idle", "data.cache", "out_dir", "encoder")
+    a_path = field in paths
     if not (equals and a_path) or value[:1] in ("'", '"', "$") or value == "???":
         return argument
     if value[:1] != "[":
@@ -369,8 +399,9 @@ def explain(error: Exception) -> str:
 # --- a run's own config.yaml ----------------------------------------------------------------------
 
 FREE = frozenset(
-    "data.path data.decode data.cache data.workers out_dir steps device precision compile resume "
-    "checkpoint_every keep_checkpoints validate_every validation_clips loggers progress".split()
+    "data.path data.also data.idle data.decode data.cache data.workers out_dir steps device precision "
+    "compile resume checkpoint_every keep_checkpoints validate_every validation_clips loggers "
+    "progress".split()
 )
 """Fields that may change when a run goes on: the clips may have moved, not changed sides."""
 

@@ -63,6 +63,7 @@ class Run:
         resume: go on from the newest checkpoint.
         progress: show a bar.
         first_process: whether this is the one that writes.
+        judged: whether something else says if it helped.
 
     Raises:
         ValueError: on entry, where another run writes to the folder, the folder is of something else, or
@@ -80,6 +81,7 @@ class Run:
     resume: bool = True
     progress: bool = True
     first_process: bool = True
+    judged: bool = False
     done: int = field(default=0, init=False)  # steps, the one that is being taken included
 
     def __enter__(self) -> Run:
@@ -209,6 +211,8 @@ class Run:
             if math.isinf(self.best.value):
                 # Nothing was validated: what is there is of a run before.
                 shutil.rmtree(self.folder / "best", ignore_errors=True)
+            if self.judged:
+                return self.folder / "final"
             curves = self.metrics.curves()
             measured = [name for name in curves if name.startswith("validation/")]
             metric = best_metric(measured, self.metric) if measured else self.metric

@@ -21,8 +21,10 @@ from torchrl_vip.pretrain.build import (
     build_run,
     build_split,
 )
+from torchrl_vip.pretrain.clips import Split
 from torchrl_vip.pretrain.config import check
 from torchrl_vip.pretrain.run import Run
+from torchrl_vip.pretrain.scene import tune
 
 
 def pretrain(config: dict[str, Any]) -> Path:
@@ -42,6 +44,13 @@ def pretrain(config: dict[str, Any]) -> Path:
     """
     config = check(config)
     split = build_split(config)  # a wrong path is an error before anything is written
+    if config["data"]["validation"] == "each":
+        return tune(config, split, run_once)
+    return run_once(config, split)
+
+
+def run_once(config: dict[str, Any], split: Split) -> Path:
+    """One run, in ``out_dir``; the configuration has been checked."""
     device = build_device(config)
     shard = processes.start(device)
     with build_run(config, split, shard) as run:

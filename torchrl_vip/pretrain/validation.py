@@ -24,8 +24,10 @@ def labelled_clips(table: FrameTable, most: int, *, ends: bool = False) -> list[
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for i, clip in enumerate(table.clips):
-        if not ends or clip.success:
-            groups[str(clip.scene or (clip.name, i))].append(i)  # names may be twice in two sources
+        if not ends or (clip.success and not clip.idle_of):
+            # Names may be twice in two sources; an idle clip without a scene is of every one.
+            name = str(clip.scene or ("" if clip.idle_of else (clip.name, i)))
+            groups[name].append(i)
     names, count = list(groups), sum(map(len, groups.values()))
     share = min(1.0, most / max(count, 1))
     whole = _spread(len(names), max(1, round(share * len(names))))
@@ -34,8 +36,9 @@ def labelled_clips(table: FrameTable, most: int, *, ends: bool = False) -> list[
         LabelledClip(
             frames=table.clip_ends(i) if ends else table.clip_frames(i),
             group=group,
-            success=table.clips[i].success,
+            success=table.clips[i].success and not table.clips[i].idle_of,
             name=table.clips[i].name,
+            idle_of=table.clips[i].idle_of,
         )
         for group, i in (chosen[j] for j in _spread(len(chosen), most))
     ]

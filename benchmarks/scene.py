@@ -1,0 +1,259 @@
+"""What preset=scene brings: the order by right and wrong goals, and the decoy share, before and after.
+
+    python benchmarks/scene.py --real ../shared/data/clips --rows before head
+    python benchmarks/scene.py --suite kitchen=CLIPS --idle IDLE --only /default --rows before head
+    python benchmarks/scene.py --suite metaworld=CLIPS --idle IDLE --rows before head
+
+Clips are those of ``python -m torchrl_vip.demonstrations.render --split heldout``, and IDLE of ``--split
+idle``. Of each group --demos successes are trained on, all groups in one run; the others are scored, by the
+ends of all other successes. Half of the idle clips of each group and state are trained on, the others
+scored. Of real clips one a group is trained on: once the first success, once the second, and nothing
+of them is kept. Each row is written as it is done, and a row that is there is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from finetune import config_of
+from machine import about, in_words
+from tqdm import tqdm
+
+from torchrl_vip import FrozenEncoder, VIPEncoder, load_vip
+from torchrl_vip.data.sources import Clip, find_clips
+from torchrl_vip.data.video import read_clip
+from torchrl_vip.evaluation.clips import LabelledClip, embed_clips, score_groups
+from torchrl_vip.evaluation.metrics import bootstrap
+from torchrl_vip.functional import resize_size
+from torchrl_vip.pretrain.clips import Split
+from torchrl_vip.pretrain.config import check
+from torchrl_vip.pretrain.trainer import run_once
+
+ROOT = Path(__file__).parent
+COLUMNS = {
+    "kendall": "tau_a",
+    "auc": "AUC",
+    "voc_specific": "right minus wrong",
+    "right_above_wrong": "P(right > wrong)",
+    "decoy_share": "decoy share",
+    "voc": "order",
+    "voc_wrong_goal": "order, wrong goal",
+    "bumps": "bumps",
+    "approach": "paid before contact",
+}
+ROWS = {
+    "before": None,
+    "head, no idle clips": {"depth": "head", "decoy": 0.0},
+    "head": {"depth": "head"},
+    "head, margin 0": {"depth": "head", "decoy_margin": 0.0},
+    "cells": {"depth": "cells"},
+    "late, 60 steps of 16": {"depth": "late", "steps": 60, "batch_size": 16, "lr": 1e-4},
+}
+
+
+# -- clips -----------------------------------------------------------------------------------------
+
+
+def attempts(folder: Path, only: str) -> list[Clip]:
+    """Clips whose group has ``only`` in its name, the frames between "start_frame" and "end_frame"."""
+    clips = [c for c in find_clips(folder) if only in str(c.labels["group"])]
+    for n, clip in enumerate(clips):
+        if (last := clip.labels.get("end_frame")) is not None:
+            clips[n] = replace(clip, span=(clip.labels["start_frame"], last + 1))
+    return clips
+
+
+def by_group(clips: list[Clip]) -> dict[str, list[Clip]]:
+    groups = defaultdict(list)
+    for clip in clips:
+        groups[f"{clip.labels['group']} {clip.idle_of or ''}"].append(clip)
+    return groups
+
+
+def trained_on(clips: list[Clip], first: int, count: int) -> list[Clip]:
+    """``count`` successes of each group that has more, from number ``first`` on."""
+    successes = by_group([c for c in clips if c.success])
+    return [c for of in successes.values() if len(of) > count for c in of[first : first + count]]
+
+
+def halves(idle: list[Clip]) -> tuple[list[Clip], list[Clip]]:
+    """Of each group and state, clips to train on and to score."""
+    first, second = [], []
+    for of in by_group(idle).values():
+        first += of[: -(-len(of) // 2)]
+        second += of[-(-len(of) // 2) :]
+    return first, second
+
+
+def contacts(clips: list[Clip]) -> dict[str, int]:
+    """Name -> frame in which things begin to move, of the kitchen's successes."""
+    from torchrl_vip.demonstrations.idle import EFFECT
+    from torchrl_vip.envs import kitchen
+
+    found = {}
+    for task in sorted({c.labels["task"] for c in clips}):
+        rows = kitchen.KitchenSim(task, image_size=16).things()
+        stored = {d.seed: d.qpos[:, rows] for d in kitchen.demonstrations(task)}
+        for clip in clips:
+            if clip.labels["task"] == task and clip.success:
+                qpos = stored[clip.labels["seed"]][:: clip.labels["stride"]]
+                moved = (np.abs(qpos - qpos[0]) > EFFECT).any(1)
+                found[clip.name] = int(moved.argmax()) if moved.any() else len(qpos) - 1
+    return found
+
+
+# -- training and scoring --------------------------------------------------------------------------
+
+
+def train(clips: list[Clip], changes: dict, folder: Path) -> tuple[VIPEncoder, float]:
+    """The encoder of preset=scene on all clips, and the minutes that it took, decoding included."""
+    began = time.monotonic()
+    data = {"path": ".", "validation": 0.0, "cache": str(folder.parent / "frames")}
+    config = config_of("scene", out_dir=str(folder), progress=False, data=data, **changes)
+    if not any(c.idle_of for c in clips) or not config["decoy"]:
+        clips = [c for c in clips if not c.idle_of]
+    final = run_once(check(config), Split(clips, []))
+    return load_vip(final), (time.monotonic() - began) / 60
+
+
+def scored(
+    encoder: VIPEncoder, clips: list[Clip], trained: list[Clip], starts: dict[str, int]
+) -> dict[str, dict]:
+    """Group -> metric -> value, of clips that were not trained on."""
+    seen, size = set(trained), resize_size(encoder.image_size)
+    groups = {clip.labels["group"] for clip in trained}
+    frozen, z, labelled = FrozenEncoder(encoder, dtype=torch.bfloat16), [], []
+    for clip in tqdm(clips, desc="scoring", unit="clip"):
+        frames = read_clip(clip, size)
+        judged = clip not in seen and clip.labels["group"] in groups
+        most = 50 if judged else 2  # of a clip that is a goal alone, the ends
+        frames = frames[np.linspace(0, len(frames) - 1, min(len(frames), most)).astype(int)]
+        one = LabelledClip(
+            frames,
+            str(clip.labels["group"]),
+            success=clip.success and not clip.idle_of,
+            name=clip.name,
+            idle_of=clip.idle_of,
+            scored=judged,
+        )
+        z += embed_clips(frozen, [one])
+        labelled.append(replace(one, frames=frames[:1]))
+    scores = score_groups(z, labelled)
+    for group, values in scores.items() if starts else ():
+        values["approach"] = paid_before_contact(z, labelled, group, starts)
+    return scores
+
+
+def paid_before_contact(
+    z: list[np.ndarray], clips: list[LabelledClip], group: str, starts: dict[str, int]
+) -> float:
+    """Share of a demonstration's way to another's end that is made when things begin to move."""
+    own = [i for i, c in enumerate(clips) if c.group == group and c.success]
+    shares = []
+    for i in own:
+        for j in own:
+            if i != j and clips[i].scored:
+                d = np.linalg.norm(z[i] - z[j][-1], axis=-1)
+                if d[0] > d[-1]:
+                    shares.append((d[0] - d[starts[clips[i].name]]) / (d[0] - d[-1]))
+    return float(np.mean(shares)) if shares else np.nan
+
+
+def measure(name: str, clips: list[Clip], idle: list[Clip], args: argparse.Namespace) -> dict:
+    """Scores of one row: with the first successes trained on, of real clips with the second ones too."""
+    found, minutes = {}, []
+    idle_train, idle_score = halves(idle)
+    starts = contacts(clips) if args.suite and args.suite.startswith("kitchen=") else {}
+    for first in (0, 1) if args.real else (0,):
+        train_clips = trained_on(clips, first, 1 if args.real else args.demos)
+        groups = {c.labels["group"] for c in train_clips}
+        encoder = load_vip()
+        if ROWS[name] is not None:
+            folder = args.scratch / f"{first}-{'-'.join(name.replace(',', '').split())}"
+            encoder, took = train([*train_clips, *idle_train], dict(ROWS[name]), folder)
+            minutes.append(took)
+        scores = scored(encoder, [*clips, *idle_score], train_clips, starts)
+        found |= {f"{g} ({first})": s for g, s in scores.items() if g in groups}
+    return {"groups": found, "minutes": float(np.mean(minutes)) if minutes else 0.0}
+
+
+# -- report ----------------------------------------------------------------------------------------
+
+
+def table(rows: dict[str, dict]) -> list[str]:
+    def values(row: dict, metric: str) -> list[float]:
+        of = [g.get(metric) for g in row["groups"].values()]
+        return [v for v in of if v is not None and np.isfinite(v)]
+
+    columns = [m for m in COLUMNS if any(values(row, m) for row in rows.values())]
+    lines = [f"| | {' | '.join(COLUMNS[m] for m in columns)} | minutes |"]
+    lines.append("|---|" + "---|" * (len(columns) + 1))
+    for name, row in rows.items():
+        cells = []
+        for metric in columns:
+            of = values(row, metric)
+            cells.append("{:.2f} [{:.2f}, {:.2f}]".format(*bootstrap(of)) if of else "–")
+        lines.append(f"| {name} | {' | '.join(cells)} | {row['minutes']:.1f} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--real", type=Path, metavar="CLIPS")
+    what.add_argument("--suite", metavar="NAME=CLIPS")
+    parser.add_argument("--idle", type=Path, help="idle clips of the suite")
+    parser.add_argument("--only", default="", help="groups with this in their name")
+    parser.add_argument("--demos", type=int, default=2, help="successes a group (%(default)s)")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=["before", "head"])
+    parser.add_argument("--scratch", type=Path, help="frames and runs, kept; else they are deleted")
+    parser.add_argument("--out", type=Path, default=ROOT / "results")
+    args = parser.parse_args()
+    name, _, folder = ("real", "", args.real) if args.real else args.suite.partition("=")
+    clips = attempts(Path(folder), args.only)
+    idle = attempts(args.idle, args.only) if args.idle else []
+    path = args.out / f"scene_{name}.json"
+    known = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        args.scratch = args.scratch or Path(scratch)
+        for row in args.rows:
+            if row in known["rows"]:
+                continue
+            machine = about()
+            known["rows"][row] = measure(row, clips, idle, args) | {"about": machine}
+            path.write_text(json.dumps(known, indent=1) + "\n")
+            write(args.out / f"scene_{name}.md", name, known["rows"])
+
+
+def write(path: Path, name: str, rows: dict[str, dict]) -> None:
+    lines = [
+        f"# preset=scene: {name}",
+        "",
+        *table(rows),
+        "",
+        "Mean over groups of clips that were not trained on, 95 % bootstrap interval over groups.",
+        "Decoy share: how much of the way to the goal the arm makes without effect, on idle clips that were",
+        "not trained on; 0 is best.",
+        "Paid before contact: how much of its way a demonstration has made when things begin to move.",
+        "Minutes: training, decoding and embedding included.",
+        "",
+        *(f"{row}: {in_words(of['about'])}" for row, of in rows.items()),
+        "",
+    ]
+    path.write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
