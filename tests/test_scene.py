@@ -1,6 +1,7 @@
 """preset=scene: decoys, leaving out in turn, and what it says of clips that will not do."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torchrl_vip.data.clip import Clip
 from torchrl_vip.data.sampler import DecoySampler, VIPSampler
 from torchrl_vip.data.video import decode_once, write_video
 from torchrl_vip.encoders import with_fine_cells
-from torchrl_vip.functional import decoy_loss
+from torchrl_vip.functional import decoy_loss, wrong_goal_loss
 from torchrl_vip.losses import TCNLoss
 from torchrl_vip.pretrain import scene
 from torchrl_vip.pretrain.clips import (
@@ -26,6 +27,7 @@ from torchrl_vip.pretrain.clips import (
     decoyed_clips,
     draw_weights,
     find_and_split,
+    scene_numbers,
     scene_only,
     task_numbers,
 )
@@ -87,6 +89,32 @@ def test_decoys_are_a_loss_of_their_own_and_leave_the_others_as_they_are() -> No
         assert out[name].item() == pytest.approx(alone[name].item())
 
 
+def test_wrong_goal_loss_by_hand() -> None:
+    # goals at 10 and -10; the first clip goes from 0 to 5, the second from 0 to 2, both to the right
+    z_0, z_t, goal = at(0, 0), at(5, 2), at(10, -10)
+    group = torch.tensor([0, 1])
+    # towards the other's goal the first loses 5 (0), the second gains 2 of 10
+    assert wrong_goal_loss(z_0, z_t, goal, group).item() == pytest.approx((0 + 0.2) / 2)
+    same = torch.tensor([1, 1])
+    unknown = torch.tensor([0, -1])
+    assert wrong_goal_loss(z_0, z_t, goal, same) == 0 == wrong_goal_loss(z_0, z_t, goal, unknown)
+    where_it_is = at(3, 3).requires_grad_()
+    wrong_goal_loss(where_it_is, where_it_is, where_it_is, group).backward()
+    assert torch.isfinite(where_it_is.grad).all()
+
+
+def test_wrong_goals_are_those_of_sub_clips_not_of_decoys() -> None:
+    features = torch.stack(
+        [torch.stack([*at(0, 5, 5, 10)]), torch.stack([*at(0, 2, 2, -10)]), torch.zeros(4, 2)]
+    )
+    network = nn.Linear(2, 2, bias=False)
+    nn.init.eye_(network.weight)
+    batch = {"features": features, "decoy": torch.tensor([0.0, 0, 1])}
+    batch["group"] = torch.tensor([0.0, 1, -1])
+    out = TCNLoss(network, in_key="features", wrong_goals=7.0)(TensorDict(batch, [3]))
+    assert out["loss_wrong_goals"].item() == pytest.approx(7 * 0.1)
+
+
 def test_decoys_are_drawn_of_the_clips_that_they_belong_to() -> None:
     # rows: demonstrations 0-4, 5-9 of one task, 10-14 of another; idle 15-17 of the first, 18-19 of both
     length = torch.tensor([5, 5, 5, 3, 2])
@@ -99,10 +127,14 @@ def test_decoys_are_drawn_of_the_clips_that_they_belong_to() -> None:
         share=0.25,
         group=torch.tensor([0, 0, 1, 2, 3]),
         weight=torch.tensor([1.0, 1, 1, 0, 0]),
+        scene=torch.tensor([7, 7, 8, -1, -1]),
         copies=2,
     )
     index, info = sampler.sample(None, 400)
     rows, kind = index.view(400, 4), info["decoy"].view(400, 4)[:, 0]
+    group = info["group"].view(400, 4)[:, 0]
+    assert torch.equal(group[:300] == 8, index.view(400, 4)[:300, 0] % 20 >= 10)
+    assert (group[300:] == -1).all() and (info["reward"][1200:] == -1).all()
     assert (kind[:300] == 0).all() and set(kind[300:].tolist()) == {1, 2}
     assert (rows[:300] % 20 < 15).all()  # no sub-clip of an idle clip
     copy, rows = rows[300:] // 20, rows[300:] % 20
@@ -169,6 +201,9 @@ def test_clips_have_their_roles() -> None:
     expected = torch.tensor([0.4, 0, 0.4, 0.2, 0, 0, 0, 0])
     torch.testing.assert_close(draw_weights(clips, 0.2), expected)
     assert draw_weights(clips[:1], 0.2) is None
+    assert scene_numbers(clips).tolist() == [0, 0, 1, 2, 0, -1, -1, 4]
+    unlabelled = [clip("8", **{ALSO: True}), clip("9", **{ALSO: True}), clip("10")]
+    assert scene_numbers(unlabelled).tolist() == [0, 1, -1]
     assert len(set(task_numbers(clips).tolist())) == len(clips)  # no goal of one that is held back
 
 
@@ -238,12 +273,15 @@ def test_parts_are_left_out_from_three_clips_on() -> None:
     [
         ([bar(grows=True, frames=6), bar(grows=True)], "1 of 2 clips have fewer than 8 frames"),
         ([bar(grows=False)[:1].repeat(10, 0)] * 2, "nothing moves in any of the 2 clips"),
-        ([bar(grows=True)] * 3, "the 3 clips are copies of one"),
+        ([bar(grows=True), None, None], "the 3 clips are copies of one"),
     ],
 )
 def test_clips_that_nothing_can_be_learnt_from_are_refused(videos, says, tmp_path: Path) -> None:
     for i, video in enumerate(videos):
-        write(tmp_path / f"clips/{i}.mp4", video)
+        if video is None:
+            shutil.copy(tmp_path / "clips/0.mp4", tmp_path / f"clips/{i}.mp4")
+        else:
+            write(tmp_path / f"clips/{i}.mp4", video)
     split = find_and_split(str(tmp_path / "clips"), 0.0, [])
     table = decode_once(split.training, 32, tmp_path / "cache", progress=False)
     with pytest.raises(ValueError, match=says):

@@ -132,7 +132,8 @@ def with_fine_cells(encoder: VIPEncoder) -> VIPEncoder:
         f"{name}_cells", dim=encoder.dim, image_size=encoder.image_size, config=encoder.config
     )
     fine.backbone.load_state_dict(encoder.backbone.state_dict())
-    fine.head = head = nn.Linear(fine.head.in_features, encoder.dim)
+    head = fine.head
+    assert isinstance(head, nn.Linear)  # as a dim was given
     with torch.no_grad():
         head.weight.zero_()
         head.weight[:, : old.in_features] = old.weight

@@ -449,3 +449,27 @@ def decoy_loss(
     too_near = start - margin * (start - end) - idle
     excess = torch.where(of_goal, idle - end, too_near).relu()
     return (excess / start.clamp(min=1e-6)).sum() / max(len(idle), 1)
+
+
+def wrong_goal_loss(z_0: Tensor, z_t: Tensor, z_goal: Tensor, group: Tensor) -> Tensor:
+    """What clips gain on the way towards goals of other tasks or scenes; to be minimised.
+
+    Over all pairs of a clip and a goal of another group, with d the distance to it::
+
+        relu(d(o_0) - d(o_t)) / d(o_0)
+
+    An embedding that only pays for moving away from the start gains towards every goal. Here a goal has to
+    be told from the others.
+
+    Args:
+        z_0, z_t, z_goal: embeddings ``[B, D]`` of the first, a later and the goal frame of each sub-clip.
+        group: ``[B]``, equal for sub-clips of one task and scene; below 0 where that is not known, and such
+            a sub-clip is in no pair.
+
+    Returns:
+        The scalar mean over pairs; 0 where there are none.
+    """
+    others = (group[:, None] != group) & (group[:, None] >= 0) & (group >= 0)
+    first, later = torch.cdist(z_0, z_goal), torch.cdist(z_t, z_goal)
+    gained = (first - later).relu() / first.clamp(min=1e-6)
+    return (gained * others).sum() / others.sum().clamp(min=1)

@@ -19,7 +19,13 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
-from torchrl_vip.functional import decoy_loss, renamed_negatives, tcn_loss, vip_loss
+from torchrl_vip.functional import (
+    decoy_loss,
+    renamed_negatives,
+    tcn_loss,
+    vip_loss,
+    wrong_goal_loss,
+)
 
 
 class EmbeddingLoss(LossModule):
@@ -31,6 +37,7 @@ class EmbeddingLoss(LossModule):
         in_key: "pixels", or "features".
         decoy: weight of :func:`torchrl_vip.functional.decoy_loss`.
         decoy_margin: its margin.
+        wrong_goals: weight of :func:`torchrl_vip.functional.wrong_goal_loss`, which reads "group" ``[B]``.
     """
 
     name: str
@@ -44,9 +51,11 @@ class EmbeddingLoss(LossModule):
         in_key: str = "pixels",
         decoy: float = 1.0,
         decoy_margin: float = 0.3,
+        wrong_goals: float = 0.0,
     ):
         super().__init__()
         self.decoy, self.decoy_margin = decoy, decoy_margin
+        self.wrong_goals = wrong_goals
         self.encoder = encoder
         self.l1 = l1
         self.l2 = l2
@@ -73,12 +82,16 @@ class EmbeddingLoss(LossModule):
         z = all_batches(self.encoder(frames.flatten(0, 1)).float().unflatten(0, (batch, 4)))
         if isinstance(reward, Tensor):
             reward = all_batches(reward)
-        losses = {}
+        losses, group = {}, all_batches(tensordict["group"]) if self.wrong_goals else None
         if (decoy := tensordict.get("decoy", None)) is not None:
             kind = all_batches(decoy)
             losses["loss_decoy"] = self.decoy * self._decoys(z[kind > 0], kind[kind > 0])
             z = z[kind == 0]
             reward = reward[kind == 0] if isinstance(reward, Tensor) else reward
+            group = None if group is None else group[kind == 0]
+        if group is not None:
+            wrong = wrong_goal_loss(z[:, 0], z[:, 1], z[:, 3], group)
+            losses["loss_wrong_goals"] = self.wrong_goals * wrong
         loss, metrics = self.objective(z, reward)
         norm = z.norm(dim=-1).mean()
         return TensorDict(

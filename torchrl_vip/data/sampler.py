@@ -67,6 +67,7 @@ class VIPSampler(Sampler):
             than what is compared with it.
         group: int64 ``[V]``, clips that show the same task have the same number; None puts each
             clip in a group of its own.
+        scene: ``[V]``, told with the rows of each clip as "group".
         weight: ``[V]``, how often a clip is drawn, in proportion; None draws all alike. One of 0 is not
             drawn; put it in a group of its own, as else it is still a goal.
         shard: (rank, number of processes). Each process draws the whole batch and keeps its part, so
@@ -90,6 +91,7 @@ class VIPSampler(Sampler):
         copies: int = 1,
         goal_augmentation: float = 0.0,
         group: Tensor | None = None,
+        scene: Tensor | None = None,
         weight: Tensor | None = None,
         shard: tuple[int, int] = (0, 1),
     ):
@@ -125,6 +127,7 @@ class VIPSampler(Sampler):
         self.goal_augmentation = goal_augmentation
         self.shard = shard
         self.step = 0
+        self.scene = scene
         # Clips sorted by group: the mates of a clip are the run of self.sorted that it lies in.
         group = torch.arange(len(start)) if group is None else group
         self.sorted = group.argsort(stable=True)
@@ -133,7 +136,7 @@ class VIPSampler(Sampler):
         self.place = self.sorted.argsort() - self.first
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict]:
-        """Rows of the storage, int64 ``[B, 4]``, and "reward" float32 ``[B]``."""
+        """Rows of the storage, int64 ``[4 B]``, "reward" float32 ``[4 B]``, and "group" given ``scene``."""
         rank, processes = self.shard
         generator = generator_at(self.seed, self.step)
         self.step += 1
@@ -165,7 +168,10 @@ class VIPSampler(Sampler):
         goal_copy = torch.where(otherwise, (u[9] * self.copies).long(), copy)
         index += self.rows * torch.stack([copy, copy, copy, goal_copy], 1)
         # The storage reads a flat list of rows; who asks for the batch folds it back to [B, 4].
-        return index.flatten(), {"reward": at_goal.float().repeat_interleave(4) - 1}
+        info = {"reward": at_goal.float().repeat_interleave(4) - 1}
+        if self.scene is not None:
+            info["group"] = self.scene[clip].float().repeat_interleave(4)
+        return index.flatten(), info
 
     def _clip(self, u: Tensor) -> Tensor:
         """Clips by draws in [0, 1)."""
@@ -270,11 +276,9 @@ class DecoySampler(VIPSampler):
         )
         rows = rows + self.rows * (u[4] * self.copies).long()[:, None]
         kind = torch.cat([torch.zeros(batch_size - count), 1.0 + self.of_goal[which]])
-        reward = torch.cat([info["reward"], -torch.ones(4 * count)])
-        return torch.cat([index, rows.flatten()]), {
-            "reward": reward,
-            "decoy": kind.repeat_interleave(4),
-        }
+        # As numbers of no group and of no reward they stand in every other column.
+        info = {name: torch.cat([x, -torch.ones(4 * count)]) for name, x in info.items()}
+        return torch.cat([index, rows.flatten()]), info | {"decoy": kind.repeat_interleave(4)}
 
 
 def augment(

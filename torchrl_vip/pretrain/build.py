@@ -32,6 +32,7 @@ from torchrl_vip.pretrain.clips import (
     draw_weights,
     find_and_split,
     load_clips,
+    scene_numbers,
     scene_only,
     task_numbers,
 )
@@ -313,6 +314,7 @@ def make_sampler(table: FrameTable, config: Config, shard: Shard) -> VIPSampler:
         "copies": config["views"] or 1,
         "goal_augmentation": config["goal_augmentation"],
         "group": task_numbers(table.clips),
+        "scene": scene_numbers(table.clips) if config["wrong_goals"] else None,
         "weight": draw_weights(table.clips, config["data"]["also_share"]),
         "shard": shard,
     }
@@ -349,7 +351,7 @@ class Augment:
 
     def __call__(self, batch: TensorDict, step: int) -> TensorDict:
         batch = batch.reshape(-1, 4)
-        out = batch.select("reward", "decoy", strict=False)[:, 0].to(self.device)
+        out = batch.select("reward", "decoy", "group", strict=False)[:, 0].to(self.device)
         if "features" in batch.keys():
             return out.set("features", batch["features"].to(self.device).float())
         goals = self.goal_augmentation
@@ -412,7 +414,7 @@ def make_objective(encoder: VIPEncoder, config: Config, dtype: torch.dtype) -> O
     if config["compile"]:
         network = cast(nn.Module, torch.compile(network))
     in_key = "features" if config["views"] else "pixels"
-    options = {name: config[name] for name in ("l1", "l2", "decoy", "decoy_margin")}
+    options = {name: config[name] for name in ("l1", "l2", "decoy", "decoy_margin", "wrong_goals")}
     options["in_key"] = in_key
     if config["loss"] == "vip":
         loss: EmbeddingLoss = VIPLoss(

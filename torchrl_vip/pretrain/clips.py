@@ -192,6 +192,17 @@ def task_numbers(clips: list[Clip]) -> Tensor:
     return torch.tensor([number[name] for name in names])
 
 
+def scene_numbers(clips: Sequence[Clip]) -> Tensor:
+    """int64 ``[V]``: clips of the same :attr:`Clip.scene` have the same number; those of data.also without
+    one a number each, others without one -1."""
+    names = [
+        str(c.scene) if c.scene else f"also {i}" if c.labels.get(ALSO) else None
+        for i, c in enumerate(clips)
+    ]
+    number: dict[str | None, int] = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([-1 if name is None else number[name] for name in names])
+
+
 def load_clips(
     split: tuple[list[Clip], list[Clip]],
     size: int,

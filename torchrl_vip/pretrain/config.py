@@ -111,6 +111,7 @@ RULES = {
     "clamp": FLAG,
     "time_contrast": number("[0, inf)"),
     "decoy": number("[0, inf)"),
+    "wrong_goals": number("[0, inf)"),
     "decoy_margin": SHARE,
     "decoy_share": number("[0, 1)"),
     "l1": number("[0, inf)"),

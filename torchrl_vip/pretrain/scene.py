@@ -36,6 +36,8 @@ PARTS = 5
 LEAST_CLIPS, LEAST_FRAMES = 3, 8
 LEAST_CHANGE = 1.0
 """Mean difference of a clip's frames from its first one, grey levels of 255: noise and coding make less."""
+LEAST_DIFFERENCE = 8.0
+"""Largest difference of two clips anywhere, grey levels of 255: copies coded anew have less."""
 WRONG = 8
 """Clips of data.also whose ends are wrong goals, at most."""
 
@@ -188,7 +190,7 @@ def _thumbnails(table: FrameTable, i: int) -> Tensor:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).abs().max() < LEAST_CHANGE)
+    return bool((a - b).abs().max() < LEAST_DIFFERENCE)
 
 
 def left_out(demonstrations: Sequence[Clip]) -> list[list[Clip]]:
