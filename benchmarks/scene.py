@@ -134,7 +134,8 @@ def scored(
     for clip in tqdm(clips, desc="scoring", unit="clip"):
         frames = read_clip(clip, size)
         judged = clip not in seen and clip.labels["group"] in groups
-        most = 50 if judged else 2  # of a clip that is a goal alone, the ends
+        whole = judged and (clip.success or clip.idle_of)
+        most = 50 if whole else 2  # of a failure, and of a clip that is a goal alone, the ends
         frames = frames[np.linspace(0, len(frames) - 1, min(len(frames), most)).astype(int)]
         one = LabelledClip(
             frames,

@@ -17,12 +17,12 @@ from torchrl.envs.utils import check_env_specs
 from torchrl_vip.data.clip import Clip
 from torchrl_vip.data.sources import find_clips
 from torchrl_vip.data.video import read_clip
-from torchrl_vip.demonstrations import render
+from torchrl_vip.demonstrations import idle, render
 from torchrl_vip.envs import load_suite
 from torchrl_vip.envs import metaworld as mw
 from torchrl_vip.envs.simulator import ends_solved, play
 
-TASK = "drawer-open-v3"
+TASK, IDLE_TASK = "drawer-open-v3", "dial-turn-v3"
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +202,48 @@ def test_clips_are_rendered_listed_and_not_rendered_twice(tmp_path: Path) -> Non
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.mp4")}
     cli(tmp_path, *options, "--seed", "1", "--distractors", "3")  # looks otherwise
     assert all(p.stat().st_mtime_ns != before[p] for p in before)
+
+
+@pytest.mark.slow
+def test_an_idle_robot_moves_and_nothing_else_does(sim) -> None:
+    sim.reset(3)
+    things = sim.things()
+    before, hand = sim.data.qpos[things].copy(), sim.full_state[:3].copy()
+    frames = idle.wander(sim, sim.script(), np.random.default_rng(0), steps=60, stride=3)
+    assert len(frames) == 21 and np.ptp(frames.astype(int), axis=0).max() > 50
+    assert np.abs(sim.data.qpos[things] - before).max() <= idle.EFFECT
+    assert np.linalg.norm(sim.full_state[:3] - hand) > 0.02
+
+
+@pytest.mark.slow
+def test_things_are_put_solved_and_the_hand_where_it_begins() -> None:
+    sim = mw.MetaWorldSim(IDLE_TASK, image_size=16)
+    hand = sim.reset(3)[:3].copy()
+    before = sim.data.qpos[sim.things()].copy()
+    assert idle.put_things_solved(sim, 3)
+    assert np.abs(sim.data.qpos[sim.things()] - before).max() > 0.05
+    assert np.linalg.norm(sim.full_state[:3] - hand) < 0.05
+    sim.close()
+
+
+@pytest.mark.slow
+def test_idle_clips_are_listed_and_not_rendered_twice(tmp_path: Path, capsys) -> None:
+    job = idle.IdleJob("metaworld", IDLE_TASK, None, number=0, seed=0, size=48, stride=8)
+    rendered = idle.render_idle(job, tmp_path)
+    assert [e["file"] for e in rendered] == job.files
+    assert [e["idle_of"] for e in rendered] == ["start", "goal"]
+    assert all(e["group"] == IDLE_TASK and e["success"] is None for e in rendered)
+    render.write_manifest(tmp_path, {e["file"]: e for e in rendered})
+    assert {c.idle_of for c in find_clips(tmp_path)} == {"goal", "start"}
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.mp4")}
+    options = ["--out", str(tmp_path), "--size", "48", "--tasks", IDLE_TASK, "--split", "idle"]
+    options += ["--episodes", "1", "--workers", "1", "--stride", "8"]
+    render.main(options)
+    assert "2 clips" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.mp4")} == before
+    with pytest.raises(SystemExit):
+        render.main([*options, "1"])
+    assert "--split idle takes one --stride" in capsys.readouterr().err
 
 
 @pytest.mark.slow
