@@ -258,15 +258,47 @@ def goal_reward(
         return reward.unsqueeze(-1)
     if z_next is None or z_goal is None:
         raise TypeError("goal_reward wants z, z_next and z_goal; or one tensordict with all three.")
+    compares = form in ("difference", "potential")
+    return reward_of_distances(
+        goal_distance(z, z_goal, weights) if compares else None,
+        goal_distance(z_next, z_goal, weights),
+        form=form,
+        scale=scale,
+        gamma=gamma,
+        threshold=threshold,
+    )
+
+
+def reward_of_distances(
+    distance: Tensor | None,
+    distance_next: Tensor,
+    *,
+    form: str = "difference",
+    scale: float = 1.0,
+    gamma: float = 0.98,
+    threshold: float | None = None,
+) -> Tensor:
+    """:func:`goal_reward` of distances that are known, ``[*B]`` each: ``[*B]``.
+
+    Args:
+        distance: of o, which ``"distance"`` and ``"sparse"`` do not need.
+        distance_next: of o'.
+        form, scale, gamma, threshold: see :func:`goal_reward`.
+
+    Raises:
+        ValueError: as :func:`goal_reward`.
+        TypeError: no ``distance``, for a form that compares.
+    """
     check_form(form, threshold)
-    distance_next = goal_distance(z_next, z_goal, weights)
     if form == "sparse":
         assert threshold is not None  # check_form has seen to it
         return (distance_next <= threshold).to(distance_next.dtype)
     if form == "distance":
         return -scale * distance_next
+    if distance is None:
+        raise TypeError(f"form={form!r} compares two distances: give that of the first frame too.")
     discount = gamma if form == "potential" else 1.0
-    return scale * (goal_distance(z, z_goal, weights) - discount * distance_next)
+    return scale * (distance - discount * distance_next)
 
 
 def check_form(form: str, threshold: float | None) -> None:
@@ -278,6 +310,15 @@ def check_form(form: str, threshold: float | None) -> None:
             "form='sparse' needs threshold=, a distance in embedding units below which the goal "
             "counts as reached. The bundled checkpoint's config.json carries a calibrated one; "
             "this encoder has none."
+        )
+
+
+def check_smoothing(smoothing: float) -> None:
+    """Raise ValueError for a factor that is not in [0, 1)."""
+    if not 0 <= smoothing < 1:
+        raise ValueError(
+            f"smoothing={smoothing} is invalid: wanted the share of the past in the average, in [0, 1); "
+            "0 is off."
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchrl_vip.goals import read_image
 from torchrl_vip.transforms import EncoderLike, VIPRewardTransform, VIPTransform
+from torchrl_vip.transforms.average import AverageDistance
 
 
 class VIPReward:
@@ -21,6 +22,8 @@ class VIPReward:
         encoder: see :class:`VIPTransform`; None is the bundled default.
         form, scale, gamma, threshold, goal_reduction: see :class:`VIPRewardTransform`. ``scale="auto"``
             is calibrated on clips against their own last frame, ``"auto-other"`` against other episodes'.
+        smoothing: share of the past in a causal average of the distance, in [0, 1); 0 is off. Rewards and
+            :attr:`last_distance` then are of the average, see :class:`VIPRewardTransform`.
         **options: further options of :class:`VIPTransform`, such as ``dtype`` or ``compile``.
 
     Raises:
@@ -42,6 +45,7 @@ class VIPReward:
         gamma: float = 0.98,
         threshold: float | None = None,
         goal_reduction: str = "mean",
+        smoothing: float = 0.0,
         **options: Any,
     ):
         if not isinstance(encoder, VIPTransform):
@@ -60,6 +64,7 @@ class VIPReward:
             goal_reduction=goal_reduction,
         )
         self._z: Tensor | None = None
+        self._average = AverageDistance(smoothing)
 
     @property
     def goal(self) -> Tensor | None:
@@ -69,8 +74,14 @@ class VIPReward:
     @property
     def last_distance(self) -> float | None:
         """Distance to the goal, embedding units, of the last frame that was given to :meth:`reward` or
-        :meth:`reset`, without encoding it again; None before the first."""
-        return None if self._z is None else float(self._core.distance_to_goal(self._z))
+        :meth:`reset`, without encoding it again; None before the first. With ``smoothing`` the average up
+        to that frame."""
+        if self._z is None:
+            return None
+        distance, goal = self._core.distance_to_goal(self._z), self._core.goal
+        return float(
+            distance if goal is None else self._average.now(distance, goal.to(self._z.device))
+        )
 
     def set_goal(self, goal: Any, *, restart: bool = True) -> None:
         """Give a new goal.
@@ -87,10 +98,11 @@ class VIPReward:
     def reset(self, frame: Any = None) -> None:
         """Start an episode, from its first frame where there is one."""
         self._z = None if frame is None else self._embed(frame)
+        self._average.start()
 
     def distance(self, frame: Any) -> float:
-        """Distance of any frame to the goal, embedding units; changes nothing. Of the frame that was just
-        rewarded :attr:`last_distance` knows it."""
+        """Distance of any frame to the goal, embedding units, without ``smoothing``; changes nothing. Of the
+        frame that was just rewarded :attr:`last_distance` knows it."""
         return float(self._core.distance_to_goal(self._embed(frame)))
 
     def reward(self, frame: Any) -> float:
@@ -106,7 +118,7 @@ class VIPReward:
         z_next = self._embed(frame)
         z = z_next if self._z is None else self._z
         self._z = z_next
-        return float(self._core.reward_between(z, z_next))
+        return float(self._core.reward_between(z, z_next, average=self._average))
 
     def _embed(self, frame: Any) -> Tensor:
         if frame is None:

@@ -5,7 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import signal, stats
+
+from torchrl_vip.functional import check_smoothing
+
+
+def smoothed(distance: np.ndarray, smoothing: float) -> np.ndarray:
+    """The curve that ``VIPRewardTransform(smoothing=)`` is paid by, ``[T]``: a causal average.
+
+    ``a_0 = d_0`` and ``a_t = smoothing * a_{t-1} + (1 - smoothing) * d_t``; other metrics take it as they
+    take the distance.
+
+    Args:
+        smoothing: share of the past, in [0, 1); 0 changes nothing.
+
+    Raises:
+        ValueError: ``smoothing`` is out of range.
+    """
+    check_smoothing(smoothing)
+    distance = np.asarray(distance, dtype=np.float64)
+    new = 1 - smoothing
+    return signal.lfilter([new], [1, -smoothing], distance, zi=smoothing * distance[:1])[0]
 
 
 def voc(distance: np.ndarray, kind: str = "spearman") -> float:

@@ -86,4 +86,4 @@ def as_path(key: NestedKey) -> tuple[str, ...]:
 
 def broadcast_rows(rows: Tensor, values: Tensor) -> Tensor:
     """Rows ``[*B]`` made to broadcast against values ``[*B, *N]``."""
-    return rows.reshape(*rows.shape, *[1] * (values.ndim - rows.ndim))
+    return rows.reshape((*rows.shape, *[1] * (values.ndim - rows.ndim)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,8 +14,9 @@ from torch import Tensor
 from torchrl.data.tensor_specs import Composite, Unbounded
 from torchrl.envs.transforms import Transform
 
-from torchrl_vip.functional import check_form, goal_distance, goal_reward
+from torchrl_vip.functional import check_form, goal_distance, reward_of_distances
 from torchrl_vip.goals import align
+from torchrl_vip.transforms.average import AverageDistance
 from torchrl_vip.transforms.goal import IMAGE_KEY, GoalState
 from torchrl_vip.transforms.keys import (
     as_keys,
@@ -88,13 +90,19 @@ class VIPRewardTransform(Transform):
             is the distance (:func:`torchrl_vip.goal_distance`; :func:`torchrl_vip.camera_weights` finds
             them). Its unit is theirs then: scale and threshold are numbers. None takes one distance
             between all embeddings together.
+        smoothing: share of the past in a causal average of the distance, in [0, 1), which takes bumps off
+            it: every form then is of the average, see
+            :class:`~torchrl_vip.transforms.average.AverageDistance`. An episode's first frame
+            starts it, and a new goal starts it again, at the last frame. 0 is off. Not in a replay buffer,
+            whose rows are in no order.
         goal_reduction: of a list of goals: ``"mean"`` embedding, or ``"nearest"`` goal.
         goal_image_shape: declares "goal_image" with this shape (of one environment) in the state
             spec; by default the frames' own, where no goal is given.
         goal_key: of the goals' embeddings; two of these transforms with goals of their own need two.
 
     Raises:
-        ValueError: unknown mode or form; weights with the checkpoint's scale or threshold, or not one
+        ValueError: unknown mode or form; smoothing out of range, in a replay buffer, or in an environment
+            without a state of its own; weights with the checkpoint's scale or threshold, or not one
             for each camera; a goal of wrong channels, rank or size; no goal at a reset.
         FileNotFoundError: a goal image that does not exist.
         KeyError: no embedding under in_keys.
@@ -121,6 +129,7 @@ class VIPRewardTransform(Transform):
         gamma: float = 0.98,
         threshold: float | None = None,
         weights: Sequence[float] | Tensor | None = None,
+        smoothing: float = 0.0,
         goal_reduction: str = "mean",
         goal_image_shape: Sequence[int] | None = None,
         goal_key: NestedKey = "goal_embedding",
@@ -162,6 +171,7 @@ class VIPRewardTransform(Transform):
         # Embedding of the current frames, [*B, D]. The tensordict may hold what later transforms made of
         # it, and workers of a ParallelEnv are sent no observations.
         self._last: Tensor | None = None
+        self._average = AverageDistance(smoothing)
 
     # -- goals -------------------------------------------------------------------------------------
 
@@ -197,27 +207,42 @@ class VIPRewardTransform(Transform):
 
     # -- the number --------------------------------------------------------------------------------
 
+    @property
+    def smoothing(self) -> float:
+        """Share of the past in the average of the distance; 0 is off."""
+        return self._average.smoothing
+
     def distance_to_goal(self, z: Tensor, goal: Tensor | None = None) -> Tensor:
         """Distances of embeddings ``[*B, D]``: ``[*B]``, embedding units (times the weights')."""
         return goal_distance(z, self._goal_or_own(goal, z), self.weights)
 
     def reward_between(
-        self, z: Tensor | None, z_next: Tensor, goal: Tensor | None = None
+        self,
+        z: Tensor | None,
+        z_next: Tensor,
+        goal: Tensor | None = None,
+        *,
+        average: AverageDistance | None = None,
+        held: Sequence[Tensor] = (),
     ) -> Tensor:
         """Reward of going from embeddings ``z`` to ``z_next``, ``[*B, D]`` each, by our options: ``[*B]``.
 
-        ``z`` is needed for the forms that compare; ``goal`` broadcasts (a set of goals: ``[..., G, D]``),
-        None is this transform's own.
+        ``z`` is needed for the forms that compare, and for an average; ``goal`` broadcasts (a set of goals:
+        ``[..., G, D]``), None is this transform's own. ``average`` is of the distances so far, and goes on
+        by this step but in the rows ``held``; without one nothing is smoothed.
         """
-        return goal_reward(
-            z,
-            z_next,
-            self._goal_or_own(goal, z_next),
+        goal = self._goal_or_own(goal, z_next)
+        distance = None if z is None else goal_distance(z, goal, self.weights)
+        distance_next = goal_distance(z_next, goal, self.weights)
+        if average is not None and distance is not None:
+            distance, distance_next = average.step(distance, distance_next, goal, held)
+        return reward_of_distances(
+            distance,
+            distance_next,
             form=self.form,
             scale=self._scale(z_next.shape[-1]),
             gamma=self.gamma,
             threshold=self._threshold(z_next.shape[-1]),
-            weights=self.weights,
         )
 
     def _goal_or_own(self, goal: Tensor | None, z: Tensor) -> Tensor:
@@ -259,8 +284,14 @@ class VIPRewardTransform(Transform):
 
     def _find_source(self, rows: TensorDictBase | None = None) -> Source:
         """Look where the embeddings come from; when specs are made, at resets, and for rows of a buffer."""
+        environment = environment_of(self)
+        if self.smoothing and environment is not None and not environment.batch_locked:
+            raise ValueError(
+                f"smoothing={self.smoothing} in an environment without a state of its own "
+                "(batch_locked=False): its rows may be another's at every step. Leave smoothing at 0."
+            )
         self._source = find_source(self, self.embedder, rows)
-        self._last_frames_arrive = last_frames_arrive(environment_of(self))
+        self._last_frames_arrive = last_frames_arrive(environment)
         return self._source
 
     def _known_source(self) -> Source:
@@ -288,6 +319,7 @@ class VIPRewardTransform(Transform):
         if rows is not None and self._last is not None and self._last.shape == z.shape:
             z = torch.where(broadcast_rows(rows, z), z, self._last)
         self._last = z.clone()  # whoever gets it may edit it in place
+        self._average.start(rows)
         return tensordict_reset
 
     def _write_first_goal(self, tensordict: TensorDictBase, rows: Tensor | None = None) -> None:
@@ -315,14 +347,19 @@ class VIPRewardTransform(Transform):
         z = self._z_before(tensordict, z_next)
         goal, is_held = self._goals.of_step(tensordict, batch, source, environment)
         stepped = step_rows(tensordict, batch)
+        held = []
         if stepped is not None:
             z_next = torch.where(broadcast_rows(stepped, z_next), z_next, z)
+            held.append(~stepped)
         self._last = z_next.clone()
         if not self._last_frames_arrive:  # nothing is known of the last step
             done = flagged_rows(next_tensordict, "done", batch, source.keys[0])
             if done is not None:
                 z_next = torch.where(broadcast_rows(done, z_next), z, z_next)
-        reward = self.reward_between(z, z_next, align(goal, z_next, batch, self.nearest))
+                held.append(done)
+        goals = align(goal, z_next, batch, self.nearest)
+        average = self._average if self.smoothing else None
+        reward = self.reward_between(z, z_next, goals, average=average, held=held)
         if stepped is not None:
             reward = reward * broadcast_rows(stepped, reward)
         self._put_reward(next_tensordict, reward, self._find_reward_key())
@@ -356,6 +393,7 @@ class VIPRewardTransform(Transform):
             shown = tensordict_reset.select(IMAGE_KEY)
             self._goals.take(shown, reset_rows(tensordict, batch), batch, source, environment)
         self._last = source.read(tensordict_reset).clone()
+        self._average.start(reset_rows(tensordict, tensordict_reset.batch_size, source.keys[0]))
         self._write_first_goal(tensordict_reset)
         return tensordict_reset
 
@@ -452,9 +490,15 @@ class VIPRewardTransform(Transform):
         is 0, and a warning says of how many rows.
 
         Raises:
-            ValueError: no goal, or goals of another shape than the rows; rows that MultiStepTransform made;
-                an embedding that is not finite.
+            ValueError: smoothing; no goal, or goals of another shape than the rows; rows that
+                MultiStepTransform made; an embedding that is not finite.
         """
+        if self.smoothing:
+            raise ValueError(
+                f"smoothing={self.smoothing} outside of an environment: the rows of a replay buffer are in "
+                "no order, so that nothing is known of the frames before. Smooth in the environment, and "
+                "store the reward."
+            )
         if "steps_to_next_obs" in tensordict.keys():
             raise ValueError(
                 "rows of MultiStepTransform lead several steps ahead, and their sum of rewards is not the "
@@ -528,7 +572,8 @@ class VIPRewardTransform(Transform):
     def clone(self) -> Self:
         """Like this one, with goals of its own from now on."""
         clone = super().clone()
-        clone.__dict__ |= {"_goals": self._goals.clone(), "_source": None}
+        own = {"_goals": self._goals.clone(), "_average": copy.copy(self._average)}
+        clone.__dict__ |= {**own, "_source": None}
         if self.embedder is not None:
             clone.__dict__["embedder"] = self.embedder.clone()
         return clone
@@ -549,6 +594,7 @@ class VIPRewardTransform(Transform):
             self.embedder._apply(fn)  # torch's own way through a module's parts
         if self._last is not None:
             self._last = fn(self._last).to(self._last.dtype)
+        self._average.apply(fn)
         return self
 
     def __getstate__(self) -> dict:
