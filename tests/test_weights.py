@@ -256,10 +256,6 @@ def test_a_missing_path_is_named(tmp_path):
         with pytest.raises(CheckpointError, match="does not exist") as error:
             load_vip(path)
         assert str(path) in str(error.value)
-    with pytest.raises(
-        CheckpointError, match="does not exist.*hf download someone/vip --local-dir"
-    ):
-        load_vip("someone/vip")
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(CheckpointError, match="notes.txt is no checkpoint"):
         load_vip(tmp_path / "notes.txt")

@@ -10,9 +10,9 @@ import hashlib
 import json
 import math
 import os
-import re
 import uuid
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from torchrl_vip import hub
 from torchrl_vip.encoders import ENCODERS, VIPEncoder
 from torchrl_vip.files import write_whole
 
@@ -28,6 +29,8 @@ ASSETS = Path(__file__).parent / "assets"
 # Name -> folder under assets/ of a checkpoint that comes with the package.
 BUNDLED = {name: ASSETS / name for name in ("efficientnet_lite0", "tiny")}
 DEFAULT = "efficientnet_lite0"
+FILES = ("model.safetensors", "config.json")
+"""Of a checkpoint. Neither can hold code, so that they may come from a stranger."""
 
 # The published ResNet-50, as TorchRL's VIPTransform downloads it.
 OFFICIAL_URL = "https://pytorch.s3.amazonaws.com/models/rl/vip/model.pt"
@@ -48,6 +51,7 @@ class CheckpointError(RuntimeError):
 def load_vip(
     source: str | os.PathLike | None = None,
     *,
+    revision: str | None = None,
     download: bool = False,
     download_path: str | os.PathLike | None = None,
     weights: str | None = None,
@@ -56,8 +60,10 @@ def load_vip(
 
     Args:
         source: a bundled checkpoint's name, the folder of one (``model.safetensors`` and
-            ``config.json``), or an official ``model.pt``. None is the bundled default, or with
+            ``config.json``), an official ``model.pt``, or a repository of the Hugging Face Hub,
+            ``"user/repo"``, where no such path exists. None is the bundled default, or with
             ``download=True`` the official ResNet-50.
+        revision: of a repository of the Hub: a branch, a tag or a commit. None is its main branch.
         download: fetch the official weights (94 MB, ResNet-50, CC BY-NC 4.0) unless cached.
         download_path: folder of that cache; by default torch.hub's.
         weights: ``"random"`` gives the named backbone untrained; there is no other way to random
@@ -67,8 +73,10 @@ def load_vip(
         A :class:`VIPEncoder`; what is known of the weights is in its ``config``.
 
     Raises:
-        ValueError: a name without weights; the message lists the choices.
-        CheckpointError: a missing, damaged, foreign or mis-sized file.
+        ValueError: a name without weights; the message lists the choices. A ``revision`` of what is no
+            repository.
+        CheckpointError: a missing, damaged, foreign or mis-sized file; a repository that the Hub does not
+            have, or that cannot be reached.
 
     Examples:
         >>> vip = load_vip()
@@ -77,6 +85,12 @@ def load_vip(
     """
     if weights not in (None, "random"):
         raise ValueError(f"weights is {weights!r}; wanted None (trained ones) or 'random'.")
+    on_hub = hub.is_repository(source) and not Path(str(source)).exists()
+    if revision is not None and not on_hub:
+        raise ValueError(
+            f"revision={revision!r} goes with a repository of the Hub, 'user/repo'; got {source!r}, and "
+            "a name of the package or a path that exists wins."
+        )
     if weights == "random":
         if download:
             raise ValueError("weights='random' and download=True: give one of them.")
@@ -88,16 +102,20 @@ def load_vip(
                 "pass 'resnet50', or leave download out to open a local checkpoint."
             )
         return load_official(download_official(download_path))
-    if source is None:
-        source = BUNDLED[DEFAULT]
-    elif source in BUNDLED:
-        source = BUNDLED[source]
-    elif source in ENCODERS:
+    if source in ENCODERS and source not in BUNDLED:
         raise ValueError(
             f"no weights for {source!r} come with the package (bundled: {', '.join(BUNDLED)}). "
             "Pass a checkpoint's path; or 'resnet50' with download=True for the official weights "
             "(CC BY-NC 4.0); or weights='random' for an untrained network."
         )
+    if on_hub:
+        return _load_from_hub(str(source), revision)
+    if source is None or source in BUNDLED:
+        return _load_folder(BUNDLED[source or DEFAULT])
+    return _load_path(source)
+
+
+def _load_path(source: str | os.PathLike) -> VIPEncoder:
     path = Path(source)
     if path.is_dir():
         return _load_folder(path)
@@ -108,28 +126,36 @@ def load_vip(
     if path.suffix or path.name != str(source):  # a path, no name
         raise CheckpointError(
             f"{path} {'is no checkpoint' if path.exists() else 'does not exist'}: wanted a folder "
-            "(model.safetensors and config.json) or an official model.pt." + _hub_hint(str(source))
+            "(model.safetensors and config.json) or an official model.pt."
         )
     raise ValueError(
         f"{str(source)!r} is neither a bundled checkpoint ({', '.join(BUNDLED)}), nor a checkpoint "
         "folder (model.safetensors and config.json), nor an official model.pt. Other choices: "
-        "'resnet50' with download=True; a name of "
+        "'resnet50' with download=True; a repository of the Hub, 'user/repo'; a name of "
         f"{', '.join(ENCODERS)} with weights='random'."
     )
 
 
-def _hub_hint(source: str) -> str:
-    """What to do where a name could be a repository on the Hugging Face Hub."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or Path(source).suffix or Path(source).exists():
-        return ""
-    return (
-        f" A repository on the Hugging Face Hub is downloaded first: hf download {source} --local-dir "
-        f"{source.split('/')[1]}"
-    )
+def _load_from_hub(repository: str, revision: str | None) -> VIPEncoder:
+    try:
+        folder = hub.download(repository, FILES, revision)
+    except ImportError as error:
+        raise CheckpointError(
+            f"{repository} does not exist here. To open it as a repository of the Hugging Face Hub: "
+            f"{hub.INSTALL}. Or elsewhere: {hub.command(repository)}, and give that folder."
+        ) from error
+    except hub.HubError as error:
+        raise CheckpointError(f"{repository} does not exist here, and {error}.") from error
+    return _load_folder(folder)
 
 
 def save_vip(
-    encoder: VIPEncoder, path: str | os.PathLike, *, dtype: torch.dtype | None = None
+    encoder: VIPEncoder,
+    path: str | os.PathLike,
+    *,
+    dtype: torch.dtype | None = None,
+    push_to: str | None = None,
+    private: bool | None = None,
 ) -> Path:
     """Write an encoder as a checkpoint folder; each file appears whole or not at all.
 
@@ -137,11 +163,20 @@ def save_vip(
         encoder: with a backbone named in ``ENCODERS``.
         path: the folder, made if need be.
         dtype: of the stored floating-point weights, e.g. ``torch.float16``; None keeps theirs.
+        push_to: a repository of the Hugging Face Hub, ``"user/repo"``, to upload the folder's checkpoint
+            to, with its README.md (the model card) where there is one. It is made if need be.
+        private: whether a repository that ``push_to`` makes is; None is the Hub's default, which is public
+            unless your organisation says otherwise.
+
+    Returns:
+        The folder.
 
     Raises:
         ValueError: a backbone without a name, which could not be rebuilt from config.json; values that are
-            not finite, in this dtype.
-        CheckpointError: a config that no checkpoint may have, such as a negative ``reward_scale``.
+            not finite, in this dtype; a ``push_to`` that is no "user/repo".
+        CheckpointError: a config that no checkpoint may have, such as a negative ``reward_scale``; an
+            upload that failed, when the folder is written.
+        ImportError: ``push_to`` without huggingface_hub; nothing is written.
         TypeError: no VIPEncoder, such as a FrozenEncoder, which lacks the batch norm it has folded.
         OSError: no room; the checkpoint of before stays.
     """
@@ -149,11 +184,11 @@ def save_vip(
         raise TypeError(
             f"save_vip of a {type(encoder).__name__}; wanted the VIPEncoder, as trained or loaded."
         )
-    if encoder.name is None:
-        raise ValueError(
-            "save_vip needs a backbone named in ENCODERS, which load_vip can rebuild; got "
-            f"{type(encoder.backbone).__name__}. Add its factory to torchrl_vip.ENCODERS."
-        )
+    if push_to is not None:
+        if not hub.is_repository(push_to):
+            raise ValueError(f"push_to={push_to!r}; wanted a repository of the Hub, 'user/repo'.")
+        hub.require_hub()
+    config = config_of(encoder)
     state = {
         k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous().cpu()
         for k, v in encoder.state_dict().items()
@@ -162,14 +197,7 @@ def save_vip(
         if not value.isfinite().all():
             raise ValueError(f"{name} has values that are not finite as {value.dtype}.")
     path = Path(path)
-    shape = {
-        "backbone": encoder.name,
-        "dim": encoder.dim,
-        "head": not isinstance(encoder.head, nn.Identity),
-        "image_size": encoder.image_size,
-    }
     # Before anything is written: a config that cannot be leaves the old checkpoint alone.
-    config = shape | encoder.config | shape
     try:
         _check_config(config)
     except ValueError as error:
@@ -178,7 +206,55 @@ def save_vip(
     path.mkdir(parents=True, exist_ok=True)
     write_whole(path / "model.safetensors", lambda part: save_file(state, part))
     write_whole(path / "config.json", lambda part: part.write_text(text))
+    if push_to is not None:
+        _push(path, push_to, private)
     return path
+
+
+def _push(path: Path, repository: str, private: bool | None) -> None:
+    try:
+        hub.upload(path, repository, [*FILES, "README.md"], private=private)
+    except hub.HubError as error:
+        raise CheckpointError(
+            f"the checkpoint is saved in {path}, but not uploaded: {error}. Later: hf upload {repository} "
+            f"{path}"
+        ) from error
+
+
+def config_of(encoder: VIPEncoder) -> dict[str, Any]:
+    """What a checkpoint's config.json says of an encoder; :func:`build_encoder` is the way back.
+
+    Raises:
+        ValueError: a backbone without a name, which could not be rebuilt.
+    """
+    if encoder.name is None:
+        raise ValueError(
+            "a checkpoint needs a backbone named in ENCODERS, which load_vip can rebuild; got "
+            f"{type(encoder.backbone).__name__}. Add its factory to torchrl_vip.ENCODERS."
+        )
+    shape = {
+        "backbone": encoder.name,
+        "dim": encoder.dim,
+        "head": not isinstance(encoder.head, nn.Identity),
+        "image_size": encoder.image_size,
+    }
+    return shape | encoder.config | shape  # the shape's entries first, and the encoder's own
+
+
+def build_encoder(config: Mapping[str, Any]) -> VIPEncoder:
+    """An encoder by a checkpoint's config.json, in evaluation mode, its weights yet to be loaded.
+
+    Raises:
+        KeyError: an entry that is missing.
+        ValueError, TypeError: an unknown backbone, or sizes and numbers that no checkpoint can have.
+    """
+    shape = ("backbone", "dim", "head", "image_size")
+    name, dim, head, size = (config[k] for k in shape)
+    if name not in ENCODERS:
+        raise ValueError(f"backbone {name!r} is none of {', '.join(ENCODERS)}")
+    _check_config(config)
+    extra = {k: v for k, v in config.items() if k not in shape}
+    return VIPEncoder(name, dim=dim if head else None, image_size=size, config=extra).eval()
 
 
 def weights_digest(network: nn.Module, *also: object) -> str:
@@ -199,15 +275,7 @@ def _load_folder(path: Path) -> VIPEncoder:
     try:
         if (length := config_file.stat().st_size) > LIMITS["config.json"]:
             raise ValueError(f"{length} bytes; wanted {LIMITS['config.json']} at most")
-        config = json.loads(config_file.read_text())
-        name, dim, head, size = (config[k] for k in ("backbone", "dim", "head", "image_size"))
-        if name not in ENCODERS:
-            raise ValueError(f"backbone {name!r} is none of {', '.join(ENCODERS)}")
-        _check_config(config)
-        extra = {
-            k: v for k, v in config.items() if k not in ("backbone", "dim", "head", "image_size")
-        }
-        encoder = VIPEncoder(name, dim=dim if head else None, image_size=size, config=extra)
+        encoder = build_encoder(json.loads(config_file.read_text()))
     except KeyError as error:
         raise CheckpointError(
             f"{config_file} has no entry {error}: not a VIP checkpoint."
@@ -225,7 +293,7 @@ def _load_folder(path: Path) -> VIPEncoder:
     return _load_state(encoder, state, model_file)
 
 
-def _check_config(config: dict[str, Any]) -> None:
+def _check_config(config: Mapping[str, Any]) -> None:
     """ValueError for sizes and calibrated numbers that no checkpoint can have."""
     for key in ("dim", "image_size"):
         value = config[key]
