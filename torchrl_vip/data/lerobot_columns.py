@@ -320,7 +320,7 @@ class _Rewriting:
         rows = [stats.of(episode) for episode in table["episode_index"].to_pylist()]
         for name in stats.names:
             for key in rows[0][name] if rows else ():
-                column = pa.array([row[name][key].tolist() for row in rows])
+                column = pa.array([row[name][key] for row in rows])
                 value = {"dtype": str(column.type.value_type), "_type": "Value"}
                 value["dtype"] = {"double": "float64"}.get(value["dtype"], value["dtype"])
                 feature = {"feature": value, "_type": "Sequence"}
