@@ -23,7 +23,7 @@ def command(*arguments: object) -> int:
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """Three episodes of 6, 4 and 5 frames, two tasks, two videos a file."""
-    from torchrl_vip.data.lerobot_writer import LeRobotWriter
+    from torchrl_vip.data.lerobot.writer import LeRobotWriter
 
     root = tmp_path / "pushes"
     with LeRobotWriter(root, fps=10, episodes_per_file=2) as writer:

@@ -24,10 +24,10 @@ pyarrow = pytest.importorskip("pyarrow")
 pytest.importorskip("av")
 from pyarrow import parquet  # noqa: E402
 
-from torchrl_vip.data import lerobot_columns  # noqa: E402
-from torchrl_vip.data.lerobot_columns import episode_rows, in_place, with_columns  # noqa: E402
-from torchrl_vip.data.lerobot_progress import write_progress  # noqa: E402
-from torchrl_vip.data.lerobot_writer import LeRobotWriter  # noqa: E402
+from torchrl_vip.data.lerobot import columns as lerobot_columns  # noqa: E402
+from torchrl_vip.data.lerobot.columns import episode_rows, in_place, with_columns  # noqa: E402
+from torchrl_vip.data.lerobot.progress import write_progress  # noqa: E402
+from torchrl_vip.data.lerobot.writer import LeRobotWriter  # noqa: E402
 
 TOP = "observation.images.top"
 LENGTHS = [4, 3, 6]

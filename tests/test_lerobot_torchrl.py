@@ -12,8 +12,8 @@ pytest.importorskip("torchcodec")
 from test_lerobot_columns import DIM, LENGTHS, columns, write_v2, write_v3
 from torchrl.data.datasets import LeRobotExperienceReplay
 
-from torchrl_vip.data.lerobot_columns import with_columns
-from torchrl_vip.data.lerobot_torchrl import torchrl_columns
+from torchrl_vip.data.lerobot.columns import with_columns
+from torchrl_vip.data.lerobot.torchrl import torchrl_columns
 
 
 @pytest.mark.parametrize("write", [write_v3, write_v2])

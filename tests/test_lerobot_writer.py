@@ -16,7 +16,7 @@ from clips import film, near, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchrl_vip.data.lerobot_stats import PictureStats, column_stats, merge_stats
+from torchrl_vip.data.lerobot.stats import PictureStats, column_stats, merge_stats
 from torchrl_vip.data.reading import measure, read_frames
 from torchrl_vip.data.sources import find_clips
 
@@ -24,7 +24,7 @@ pyarrow = pytest.importorskip("pyarrow")
 av = pytest.importorskip("av")
 from pyarrow import parquet  # noqa: E402
 
-from torchrl_vip.data.lerobot_writer import LeRobotWriter  # noqa: E402
+from torchrl_vip.data.lerobot.writer import LeRobotWriter  # noqa: E402
 
 TOP, SIDE = "observation.images.top", "observation.images.side"
 
@@ -174,8 +174,8 @@ def test_folders_of_frames_are_taken_too(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_full_is_followed_by_another(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("torchrl_vip.data.lerobot_writer.VIDEO_MB", 1e-4)
-    monkeypatch.setattr("torchrl_vip.data.lerobot_writer.CHUNK_FILES", 2)
+    monkeypatch.setattr("torchrl_vip.data.lerobot.writer.VIDEO_MB", 1e-4)
+    monkeypatch.setattr("torchrl_vip.data.lerobot.writer.CHUNK_FILES", 2)
     noise = np.random.default_rng(0).integers(0, 256, (3, 4, 64, 64, 3), np.uint8)
     with LeRobotWriter(tmp_path / "set", 10) as writer:
         for frames in noise:
@@ -189,7 +189,7 @@ def test_a_file_that_is_full_is_followed_by_another(tmp_path: Path, monkeypatch)
 
 
 def test_many_episodes_are_listed_in_parts(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("torchrl_vip.data.lerobot_writer.ROWS", 3)
+    monkeypatch.setattr("torchrl_vip.data.lerobot.writer.ROWS", 3)
     with LeRobotWriter(tmp_path / "set", 5) as writer:
         for k in range(8):
             writer.add_episode({}, {"action": np.arange(k + 1)})
@@ -274,7 +274,7 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path: Path, monkeypatch) -> None
         def full(*_) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("torchrl_vip.data.lerobot_writer.arrow_column", full)
+        monkeypatch.setattr("torchrl_vip.data.lerobot.writer.arrow_column", full)
         with pytest.raises(OSError, match="No space"):
             writer.add_episode({}, {"action": np.zeros(3)})
         with pytest.raises(ValueError, match="writing failed before"):
@@ -286,7 +286,7 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path: Path, monkeypatch) -> None
 def test_what_a_killed_writer_left_goes_with_the_next(tmp_path: Path) -> None:
     script = (
         "import sys, time, numpy as np\n"
-        "from torchrl_vip.data.lerobot_writer import LeRobotWriter\n"
+        "from torchrl_vip.data.lerobot.writer import LeRobotWriter\n"
         "writer = LeRobotWriter(sys.argv[1], 10)\n"
         "writer.add_episode({}, {'action': np.zeros(3)})\n"
         "print('ready', flush=True)\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from torchrl_vip.data.lerobot_writer import LeRobotWriter
+from torchrl_vip.data.lerobot.writer import LeRobotWriter
 from torchrl_vip.data.video import FPS
 from torchrl_vip.demonstrations.manifest import Entry
 

@@ -87,8 +87,8 @@ def write_dataset(
 def _write_lerobot(
     labeller: Labeller, goals: Goals, out: Path | None, in_place: bool, overwrite: bool
 ) -> list[Path]:
-    from torchrl_vip.data.lerobot_columns import in_place as replace
-    from torchrl_vip.data.lerobot_columns import with_columns
+    from torchrl_vip.data.lerobot.columns import in_place as replace
+    from torchrl_vip.data.lerobot.columns import with_columns
 
     episodes, root = LeRobotEpisodes(labeller, goals), labeller.settings.source
     if out is not None:
@@ -104,7 +104,7 @@ class LeRobotEpisodes:
     """The labels of a LeRobot dataset's episodes, a row for each row of its data."""
 
     def __init__(self, labeller: Labeller, goals: Goals):
-        from torchrl_vip.data.lerobot_columns import episode_rows
+        from torchrl_vip.data.lerobot.columns import episode_rows
 
         self.labeller, self.goals = labeller, goals
         self.numbers = {index_of(clip, n): n for n, clip in enumerate(labeller.clips)}
@@ -128,7 +128,7 @@ class LeRobotEpisodes:
 
     def write_progress(self, root: Path) -> Path:
         """Write LeRobot's sidecar into ``root``, with the other numbers beside the progress."""
-        from torchrl_vip.data.lerobot_progress import write_progress
+        from torchrl_vip.data.lerobot.progress import write_progress
 
         each = [self._columns(episode)[0] for episode in self.rows]
         rows = list(self.rows.values())

@@ -12,9 +12,9 @@ from torchrl.data import VideoClipRef
 
 from torchrl_vip.data.clip import Clip, Moments
 from torchrl_vip.data.image_column import open_parquet
-from torchrl_vip.data.lerobot import lerobot_clips, read_info
-from torchrl_vip.data.lerobot_columns import data_files
-from torchrl_vip.data.lerobot_schema import need_pyarrow
+from torchrl_vip.data.lerobot.columns import data_files
+from torchrl_vip.data.lerobot.reading import lerobot_clips, read_info
+from torchrl_vip.data.lerobot.schema import need_pyarrow
 from torchrl_vip.data.video_file import probe
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_vip.data.lerobot_schema import arrow_column, as_column, need_pyarrow
+from torchrl_vip.data.lerobot.schema import arrow_column, as_column, need_pyarrow
 from torchrl_vip.files import write_whole
 
 NAME = "vip_progress.parquet"
@@ -26,7 +26,7 @@ def write_progress(
     Args:
         root: folder of the dataset.
         columns: name -> ``[N]``, or ``[N, D]``. "index", "episode_index" and "frame_index" are whole numbers,
-            as :func:`~torchrl_vip.data.lerobot_columns.episode_rows` gives them; "progress_sparse", and
+            as :func:`~torchrl_vip.data.lerobot.columns.episode_rows` gives them; "progress_sparse", and
             "progress_dense" where it is given, are in [0, 1], or NaN for a frame that was not read. Others
             follow them.
         encoder: its name or path; "reward_model_path" in the file's metadata.

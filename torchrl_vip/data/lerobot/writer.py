@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchrl_vip.data.lerobot_schema import (
+from torchrl_vip.data.lerobot.schema import (
     Feature,
     arrow_column,
     as_column,
@@ -33,11 +33,11 @@ from torchrl_vip.data.lerobot_schema import (
     huggingface_feature,
     need_pyarrow,
 )
-from torchrl_vip.data.lerobot_stats import PictureStats, Stats, column_stats, merge_stats
+from torchrl_vip.data.lerobot.stats import PictureStats, Stats, column_stats, merge_stats
+from torchrl_vip.data.lerobot.video_join import Coding, JoinedVideo, coding_of
 from torchrl_vip.data.reading import frames_at, read_frames
 from torchrl_vip.data.video import write_video
 from torchrl_vip.data.video_file import probe
-from torchrl_vip.data.video_join import Coding, JoinedVideo, coding_of
 from torchrl_vip.files import NewFolder
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from torchrl_vip.data.image_column import open_parquet
-from torchrl_vip.data.lerobot import camera_kind, read_info
-from torchrl_vip.data.lerobot_schema import (
+from torchrl_vip.data.lerobot.reading import camera_kind, read_info
+from torchrl_vip.data.lerobot.schema import (
     Feature,
     arrow_column,
     as_column,
@@ -28,8 +28,8 @@ from torchrl_vip.data.lerobot_schema import (
     need_pyarrow,
     put_column,
 )
-from torchrl_vip.data.lerobot_stats import QUANTILES, Stats, column_stats, merge_stats
-from torchrl_vip.data.lerobot_writer import OWN, write_json
+from torchrl_vip.data.lerobot.stats import QUANTILES, Stats, column_stats, merge_stats
+from torchrl_vip.data.lerobot.writer import OWN, write_json
 from torchrl_vip.files import NewFolder, check_space, restore_folder
 
 if TYPE_CHECKING:
