@@ -32,6 +32,7 @@ autodoc_inherit_docstrings = False
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+autodoc_mock_imports = ["lerobot"]  # its 0.6 wants another Python and PyTorch than the rest
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_param = False  # "a, b: ..." stays one line
