@@ -18,7 +18,7 @@ pytest.importorskip("dm_control", reason='pip install "torchrl-vip[dm]"')
 
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_vip.envs import load_suite, metaworld, named, simulator
+from torchrl_vip.envs import environment, load_suite, metaworld, named, simulator
 from torchrl_vip.envs.simulator import ends_solved, play
 
 TASK = {"fetch": "fetch-push", "dm_manipulation": "lift_brick_vision", "adroit": "adroit-door"}
@@ -131,6 +131,11 @@ def test_a_camera_without_the_robot_sees_the_objects_alone(name: str, task: str)
     before = sim.look([sim.CAMERA, hidden])
     assert (before[0] != before[1]).any(-1).mean() > 0.01
     np.testing.assert_array_equal(sim.render(), before[0])  # and it comes back
+    mask = sim.robot_mask()
+    assert mask[(before[0] != before[1]).any(-1)].all()
+    assert mask.mean() < 0.05 + (before[0] != before[1]).any(-1).mean()
+    assert not sim.robot_mask(hidden).any()
+    np.testing.assert_array_equal(sim.render(), before[0])
     (rest, far), (robot, near) = (sim.layer(sim.CAMERA, robot=alone) for alone in (False, True))
     np.testing.assert_array_equal(rest, before[1])
     nearer = np.where((near > far)[..., None], robot, rest)
@@ -159,6 +164,22 @@ def test_a_suite_without_a_known_robot_cannot_leave_it_out() -> None:
         pytest.raises(ValueError, match="no robot to leave out"),
     ):
         sim.layer("corner4", robot=False)
+    with pytest.raises(ValueError, match="robot_mask: Robotless knows no robot"):
+        environment.make_env(Robotless, "reach-v3", image_size=16, robot_mask=True)
+
+
+def test_masks_of_the_robot_are_an_observation() -> None:
+    cameras = ["corner4", "topview/no-robot"]
+    env = metaworld.make_env("reach-v3", cameras=cameras, image_size=32, robot_mask=True, seed=0)
+    check_env_specs(env)
+    rollout = env.rollout(2)
+    covered = rollout["robot_mask", "corner4"].float().mean((-2, -1))
+    assert ((covered > 0.02) & (covered < 0.6)).all()
+    assert not rollout["robot_mask", "topview/no-robot"].any()
+    env.close()
+    one = metaworld.make_env("reach-v3", image_size=32, robot_mask=True, seed=0)
+    torch.testing.assert_close(one.rollout(2)["robot_mask"], rollout["robot_mask", "corner4"])
+    one.close()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Binary, Bounded, Composite, Unbounded
+from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, ParallelEnv
 
 from torchrl_vip.envs.looks import Randomization
@@ -34,6 +34,7 @@ class SimulatorEnv(EnvBase):
         goal: np.ndarray | str | None = None,
         seed: int | None = None,
         randomize: Randomization | None = None,
+        robot_mask: bool = False,
         device: Any = "cpu",
     ) -> None:
         super().__init__(device=device, batch_size=torch.Size([]))
@@ -41,7 +42,7 @@ class SimulatorEnv(EnvBase):
             raise ValueError(f"frame_skip is {frame_skip}; wanted a positive number of steps")
         self.sim, self.max_steps, self.randomize = sim, max_steps, randomize
         self.frame_skip = frame_skip
-        self.cameras, self.goal = cameras, goal
+        self.cameras, self.goal, self.robot_mask = cameras, goal, robot_mask
         frame = Bounded(0, 255, (sim.image_size, sim.image_size, 3), dtype=torch.uint8)
         self.observation_spec = Composite(
             pixels=frame if cameras is None else Composite(dict.fromkeys(cameras, frame)),
@@ -49,6 +50,10 @@ class SimulatorEnv(EnvBase):
             full_state=Unbounded((sim.FULL_STATE_SIZE,)),
             success=Binary(1, dtype=torch.bool),
         )
+        if robot_mask:
+            mask = Categorical(2, (sim.image_size, sim.image_size), dtype=torch.bool)
+            several_masks = Composite(dict.fromkeys(cameras or (), mask))
+            self.observation_spec["robot_mask"] = mask if cameras is None else several_masks
         if goal is not None:
             several = () if cameras is None else (len(cameras),)
             shape = (*several, *frame.shape) if isinstance(goal, str) else goal.shape
@@ -65,17 +70,21 @@ class SimulatorEnv(EnvBase):
         self._rng = np.random.default_rng(seed)
 
     def _observe(self, success: bool) -> dict[str, Any]:
-        if self.cameras is None:
-            pixels: Any = torch.from_numpy(self.sim.render().copy())
-        else:
-            pixels = {name: torch.from_numpy(self.sim.render(name).copy()) for name in self.cameras}
         seen = {
-            "pixels": pixels,
+            "pixels": self._of_cameras(self.sim.render),
             "state": torch.from_numpy(self.sim.state().copy()),
             "full_state": torch.from_numpy(self.sim.full_state.copy()),
             "success": torch.tensor([success]),
         }
+        if self.robot_mask:
+            seen["robot_mask"] = self._of_cameras(self.sim.robot_mask)
         return seen if self.goal is None else {**seen, "goal_image": self._goal_image.clone()}
+
+    def _of_cameras(self, draw: Callable[..., np.ndarray]) -> Any:
+        """What ``draw`` makes of the one camera, or a dict of what it makes of each of several."""
+        if self.cameras is None:
+            return torch.from_numpy(draw().copy())
+        return {name: torch.from_numpy(draw(name).copy()) for name in self.cameras}
 
     def _done(self, truncated: bool) -> dict[str, torch.Tensor]:
         flag = torch.tensor([truncated])
@@ -136,6 +145,7 @@ def make_env(
     frame_skip: int = 1,
     render: str = "fast",
     randomize: Randomization | bool | None = None,
+    robot_mask: bool = False,
 ) -> EnvBase:
     """A task with pixels, state, full_state, the task's own dense reward, and success.
 
@@ -164,10 +174,14 @@ def make_env(
         render: ``"fast"`` or ``"faithful"``, see :class:`Simulator`.
         randomize: True or a :class:`Randomization` also draws camera, colours, lights and textures
             at every reset.
+        robot_mask: True also writes "robot_mask", bool [H, W], or ("robot_mask", name) of several
+            cameras: where the robot is in the frame, for :class:`torchrl_vip.MaskRobot`. It renders once
+            more.
 
     Raises:
         ValueError: an unknown task, camera, goal or way to render; ``randomize`` with several cameras; a
-            size or number below 1. A step raises it for an action that is not finite.
+            size or number below 1; ``robot_mask`` where the suite knows no robot. A step raises it for an
+            action that is not finite.
 
     Example:
         >>> env = make_env(MetaWorldSim, "drawer-open-v3", seed=0)  # doctest: +SKIP
@@ -190,6 +204,7 @@ def make_env(
         frame_skip=frame_skip,
         cameras=several,
         goal=goal if goal is None or isinstance(goal, str) else _image(goal, several),
+        robot_mask=robot_mask,
         device=device,
     )
     if num_envs == 1:
@@ -222,6 +237,8 @@ def _make_one(
     sim = make_sim()
     for name in settings["cameras"] or ():
         sim.render(name)  # an unknown one is an error now, and not at the first reset
+    if settings["robot_mask"]:
+        sim.robot_mask()
     if isinstance(randomize, bool):
         randomize = sim.WIDE if randomize else None
     return SimulatorEnv(sim, randomize=randomize, **settings)

@@ -302,10 +302,7 @@ class Simulator(ABC):
         Raises:
             ValueError: an unknown camera; "/no-robot" where the suite has no ROBOT.
         """
-        view, with_robot = self.camera, self._with_robot
-        if camera is not None:
-            view, with_robot = self.find_camera(camera), self._shows_robot(camera)
-            self._check_camera(view)
+        view, with_robot = self._view(camera)
         if with_robot:
             self._renderer.update_scene(self.data, camera=view)
         else:
@@ -313,6 +310,42 @@ class Simulator(ABC):
         for thing in self.distractors:
             thing.add_to(self._renderer.scene)
         return self._renderer.render()
+
+    def _view(self, camera: str | None) -> tuple[str | mujoco.MjvCamera, bool]:
+        """A camera to draw from, None is the simulator's, and whether it shows the robot."""
+        if camera is None:
+            return self.camera, self._with_robot
+        view, with_robot = self.find_camera(camera), self._shows_robot(camera)
+        self._check_camera(view)
+        return view, with_robot
+
+    def robot_mask(self, camera: str | None = None) -> np.ndarray:
+        """Where a camera sees the robot, bool ``[H, W]``; nowhere for a camera without the robot. It is one
+        more rendering.
+
+        Raises:
+            ValueError: an unknown camera; the suite has no ROBOT.
+        """
+        if not self._parts:
+            raise ValueError(f"robot_mask: {type(self).__name__} knows no robot")
+        view, with_robot = self._view(camera)
+        if not with_robot:
+            return np.zeros((self.image_size, self.image_size), bool)
+        renderer = self._renderer
+        renderer.update_scene(self.data, camera=view)
+        for thing in self.distractors:
+            thing.add_to(renderer.scene)
+        renderer.enable_segmentation_rendering()
+        try:
+            number, kind = np.moveaxis(renderer.render(), -1, 0)  # -1 where nothing is
+        finally:
+            renderer.disable_segmentation_rendering()
+        mask = np.zeros(kind.shape, bool)
+        drawn = (mujoco.mjtObj.mjOBJ_GEOM, mujoco.mjtObj.mjOBJ_SITE)
+        for (_, carried), of_kind in zip(self._parts, drawn, strict=True):
+            here = kind == of_kind
+            mask[here] = carried[number[here]]
+        return mask
 
     def layer(self, camera: str, *, robot: bool) -> tuple[np.ndarray, np.ndarray]:
         """What a camera sees of the robot alone, or of all else alone, and how near that is.

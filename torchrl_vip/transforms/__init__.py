@@ -5,6 +5,7 @@ where ``*B`` is the environment's (or the replay sample's) batch shape.
 """
 
 from torchrl_vip.transforms.reward import VIPRewardTransform
+from torchrl_vip.transforms.robot import MaskRobot
 from torchrl_vip.transforms.vip import EncoderLike, VIPTransform
 
-__all__ = ["EncoderLike", "VIPRewardTransform", "VIPTransform"]
+__all__ = ["EncoderLike", "MaskRobot", "VIPRewardTransform", "VIPTransform"]
