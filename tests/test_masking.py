@@ -1,7 +1,8 @@
 """Frames without the robot: what was last seen behind it.
 
 The robot is a white column at x = t, t steps after a reset. Behind it column x has level 10 x, and all
-brightens by one level a step. So the column that it covers shows 10 t + t - 1; after a reset the mean of the others, 40.
+brightens by one level a step. So the column that it covers shows 10 t + t - 1, and after a reset the mean of
+the others, 40.
 """
 
 import copy
