@@ -186,6 +186,20 @@ def test_idle_clips_are_decoys_of_their_group_and_no_attempts() -> None:
         np.testing.assert_equal(value, scores["g"][name], name)
 
 
+def test_smoothed_curves_are_scored_by_hand() -> None:
+    # goal 8: a goes 8 4 2, on average 8 6 4, idle 8 2, on average 8 5; goal 10: b goes 10 12 2, so 10 11 6.5
+    z = [line(0, 4, 10), line(0, -2, 8), line(0, 6)]
+    clips = [clip("g"), clip("g"), replace(clip("g"), idle_of="start")]
+    scores = score_groups(z, clips, smoothing=0.5)["g"]
+    assert scores["bump_size"] == pytest.approx((0 + 1 / 10) / 2)
+    # goal 10: idle 10 4, on average 10 7
+    assert scores["decoy_share"] == pytest.approx(((8 - 5) / (8 - 4) + (10 - 7) / (10 - 6.5)) / 2)
+    # backwards b, 8 -2 0 to 0: 8 2 0, on average 8 5 2.5; a likewise
+    assert scores["voc_reversed"] == pytest.approx(1)
+    with pytest.raises(ValueError, match="smoothing=1 is invalid"):
+        score_groups(z, clips, smoothing=1)
+
+
 def test_a_clip_that_is_not_scored_is_a_goal_alone() -> None:
     z, clips = [line(0, 4, 10), line(0, -2, 8)], [clip("g"), replace(clip("g"), scored=False)]
     scores = score_groups(z, clips)["g"]

@@ -23,6 +23,7 @@ from torchrl_vip.evaluation.metrics import (
     kendall,
     progress,
     r_squared,
+    smoothed,
     voc,
 )
 
@@ -75,11 +76,14 @@ def score_groups(
     z: Sequence[np.ndarray],
     clips: Sequence[LabelledClip],
     goals: Sequence[np.ndarray] | None = None,
+    *,
+    smoothing: float = 0.0,
 ) -> dict[str, dict]:
     """Metrics of each group, from the embeddings ``[T, D]`` of its clips.
 
     Args:
         goals: embedding ``[D]`` of each clip as a goal; its last frame's by default.
+        smoothing: of every distance curve, see :func:`~torchrl_vip.evaluation.metrics.smoothed`.
 
     Returns:
         group -> metric -> value, NaN where the group has no pair for it:
@@ -100,7 +104,7 @@ def score_groups(
         - ``r_squared``, ``epic``: of minus the distance with the task's own reward.
 
     Raises:
-        ValueError: an embedding that is not finite.
+        ValueError: an embedding that is not finite; smoothing out of range.
     """
     goals = [e[-1] for e in z] if goals is None else goals
     for e, goal, clip in zip(z, goals, clips, strict=True):
@@ -123,7 +127,8 @@ def score_groups(
         others = [end for other, end in ends.items() if other != name]
         chosen = np.linspace(0, len(others) - 1, min(WRONG_GOALS, len(others))).round().astype(int)
         wrong, unlabelled = [others[n] for n in chosen], idle[""] if name else []
-        scores[name] = _score_group(z, clips, goals, of, wrong, idle[name] + unlabelled, rng)
+        decoys = idle[name] + unlabelled
+        scores[name] = _score_group(z, clips, goals, of, wrong, decoys, smoothing, rng)
     return scores
 
 
@@ -134,6 +139,7 @@ def _score_group(
     members: Sequence[int],
     wrong_goals: Sequence[np.ndarray],
     idle: Sequence[np.ndarray],
+    smoothing: float,
     rng: np.random.Generator,
 ) -> dict[str, float]:
     """Metrics of the clips whose indices are ``members``; see :func:`score_groups`."""
@@ -141,13 +147,13 @@ def _score_group(
     successes = [i for i in good if clips[i].scored]
     to_others = {}  # a lone success has nothing to be compared with
     for i in members:
-        curves = [_curve(z[i], goals[j]) for j in good if j != i]
+        curves = [_curve(z[i], goals[j], smoothing) for j in good if j != i]
         if curves and clips[i].scored:
             to_others[i] = curves
     cross = [curve for i in successes for curve in to_others.get(i, ())]
-    own = [_curve(z[i], z[i][-1]) for i in successes]
-    backwards = [_curve(z[i], z[j][0])[::-1] for i in successes for j in good if i != j]
-    astray = {i: [_curve(z[i], goal) for goal in wrong_goals] for i in successes}
+    own = [_curve(z[i], z[i][-1], smoothing) for i in successes]
+    backwards = [_curve(z[i][::-1], z[j][0], smoothing) for i in successes for j in good if i != j]
+    astray = {i: [_curve(z[i], goal, smoothing) for goal in wrong_goals] for i in successes}
     order, order_wrong = _mean(voc, cross), _mean(voc, [c for of in astray.values() for c in of])
     specific = [
         auc([voc(c) for c in to_others[i]], [voc(c) for c in astray[i]])
@@ -158,7 +164,7 @@ def _score_group(
         **_outcome(to_others, clips),
         "voc_specific": order - order_wrong,
         "right_above_wrong": float(np.mean(specific)) if specific else np.nan,
-        "decoy_share": _decoyed(z, goals, successes, good, idle),
+        "decoy_share": _decoyed(z, goals, successes, good, idle, smoothing),
         "voc": order,
         "voc_pearson": _mean(lambda c: voc(c, "pearson"), cross),
         "bumps": _mean(bumps, cross),
@@ -178,19 +184,21 @@ def _decoyed(
     successes: Sequence[int],
     good: Sequence[int],
     idle: Sequence[np.ndarray],
+    smoothing: float,
 ) -> float:
     """Mean decoy share over idle clips ``[T, D]`` and goals: those of other successes, a lone one's own."""
     shares = []
     for i in successes:
         for j in [j for j in good if j != i] or [i]:
-            start, end = (float(np.linalg.norm(z[i][t] - goals[j])) for t in (0, -1))
-            shares += [decoy_share(_curve(e, goals[j]), start, end) for e in idle]
+            start, end = _curve(z[i], goals[j], smoothing)[[0, -1]]
+            shares += [decoy_share(_curve(e, goals[j], smoothing), start, end) for e in idle]
     return float(np.mean(shares)) if shares else np.nan
 
 
-def _curve(z: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """Distances ``[T]`` of a clip ``[T, D]`` to a goal ``[D]``."""
-    return np.linalg.norm(z - goal, axis=-1)
+def _curve(z: np.ndarray, goal: np.ndarray, smoothing: float) -> np.ndarray:
+    """Distances ``[T]`` of a clip ``[T, D]`` to a goal ``[D]``, or their causal average."""
+    distance = np.linalg.norm(z - goal, axis=-1)
+    return smoothed(distance, smoothing) if smoothing else distance
 
 
 def _outcome(
