@@ -1,14 +1,16 @@
 """What preset=scene brings: the order by right and wrong goals, and the decoy share, before and after.
 
     python benchmarks/scene.py --real ../shared/data/clips --rows before head
-    python benchmarks/scene.py --suite kitchen=CLIPS --idle IDLE --only /default --rows before head
+    python benchmarks/scene.py --suite kitchen=CLIPS --idle IDLE --only _open/default _on/default --share-idle
     python benchmarks/scene.py --suite metaworld=CLIPS --idle IDLE --rows before head
+    python benchmarks/scene.py --depths CLIPS                    # seconds of a training step by depth
 
 Clips are those of ``python -m torchrl_vip.demonstrations.render --split heldout``, and IDLE of ``--split
 idle``. Of each group --demos successes are trained on, all groups in one run; the others are scored, by the
 ends of all other successes. Half of the idle clips of each group and state are trained on, the others
-scored. Of real clips one a group is trained on: once the first success, once the second, and nothing
-of them is kept. Each row is written as it is done, and a row that is there is not measured again.
+scored; with --share-idle those of the start state belong to every group. Of real clips one a group is
+trained on: once the first success, once the second, and nothing of them is kept. Each row is written as
+it is done, and a row that is there is not measured again.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ from torchrl_vip.data.video import read_clip
 from torchrl_vip.evaluation.clips import LabelledClip, embed_clips, score_groups
 from torchrl_vip.evaluation.metrics import bootstrap
 from torchrl_vip.functional import resize_size
+from torchrl_vip.pretrain.build import build_parts
 from torchrl_vip.pretrain.clips import Split
-from torchrl_vip.pretrain.config import check
-from torchrl_vip.pretrain.trainer import run_once
+from torchrl_vip.pretrain.config import DEPTHS, check
+from torchrl_vip.pretrain.trainer import backward, run_once
 
 ROOT = Path(__file__).parent
 COLUMNS = {
@@ -47,7 +50,7 @@ COLUMNS = {
     "voc": "order",
     "voc_wrong_goal": "order, wrong goal",
     "bumps": "bumps",
-    "approach": "paid before contact",
+    "approach": "fallen before contact",
 }
 ROWS = {
     "before": None,
@@ -62,9 +65,9 @@ ROWS = {
 # -- clips -----------------------------------------------------------------------------------------
 
 
-def attempts(folder: Path, only: str) -> list[Clip]:
-    """Clips whose group has ``only`` in its name, the frames between "start_frame" and "end_frame"."""
-    clips = [c for c in find_clips(folder) if only in str(c.labels["group"])]
+def attempts(folder: Path, only: list[str]) -> list[Clip]:
+    """Clips whose group has one of ``only`` in its name, the frames between "start_frame" and "end_frame"."""
+    clips = [c for c in find_clips(folder) if any(o in str(c.labels["group"]) for o in only)]
     for n, clip in enumerate(clips):
         if (last := clip.labels.get("end_frame")) is not None:
             clips[n] = replace(clip, span=(clip.labels["start_frame"], last + 1))
@@ -91,6 +94,11 @@ def halves(idle: list[Clip]) -> tuple[list[Clip], list[Clip]]:
         first += of[: -(-len(of) // 2)]
         second += of[-(-len(of) // 2) :]
     return first, second
+
+
+def of_every_group(idle: list[Clip]) -> list[Clip]:
+    """Idle clips of the start state without the labels that tell a group."""
+    return [replace(c, labels={"idle_of": "start"}) if c.idle_of == "start" else c for c in idle]
 
 
 def contacts(clips: list[Clip]) -> dict[str, int]:
@@ -133,45 +141,46 @@ def scored(
     frozen, z, labelled = FrozenEncoder(encoder, dtype=torch.bfloat16), [], []
     for clip in tqdm(clips, desc="scoring", unit="clip"):
         frames = read_clip(clip, size)
-        judged = clip not in seen and clip.labels["group"] in groups
+        judged = clip not in seen and (clip.idle_of or clip.labels["group"] in groups)
         whole = judged and (clip.success or clip.idle_of)
         most = 50 if whole else 2  # of a failure, and of a clip that is a goal alone, the ends
         frames = frames[np.linspace(0, len(frames) - 1, min(len(frames), most)).astype(int)]
         one = LabelledClip(
             frames,
-            str(clip.labels["group"]),
+            str(clip.labels.get("group", "")),
             success=clip.success and not clip.idle_of,
             name=clip.name,
             idle_of=clip.idle_of,
-            scored=judged,
+            scored=bool(judged),
         )
         z += embed_clips(frozen, [one])
         labelled.append(replace(one, frames=frames[:1]))
     scores = score_groups(z, labelled)
     for group, values in scores.items() if starts else ():
-        values["approach"] = paid_before_contact(z, labelled, group, starts)
+        values["approach"] = fallen_before_contact(z, labelled, group, starts)
     return scores
 
 
-def paid_before_contact(
+def fallen_before_contact(
     z: list[np.ndarray], clips: list[LabelledClip], group: str, starts: dict[str, int]
 ) -> float:
-    """Share of a demonstration's way to another's end that is made when things begin to move."""
+    """How far a demonstration's distance to another's end has fallen when things begin to move, in parts of
+    the first distance."""
     own = [i for i, c in enumerate(clips) if c.group == group and c.success]
     shares = []
     for i in own:
         for j in own:
             if i != j and clips[i].scored:
                 d = np.linalg.norm(z[i] - z[j][-1], axis=-1)
-                if d[0] > d[-1]:
-                    shares.append((d[0] - d[starts[clips[i].name]]) / (d[0] - d[-1]))
+                shares.append(1 - d[starts[clips[i].name]] / d[0])
     return float(np.mean(shares)) if shares else np.nan
 
 
 def measure(name: str, clips: list[Clip], idle: list[Clip], args: argparse.Namespace) -> dict:
     """Scores of one row: with the first successes trained on, of real clips with the second ones too."""
-    found, minutes = {}, []
-    idle_train, idle_score = halves(idle)
+    found: dict[str, dict] = {}
+    minutes: list[float] = []
+    idle_train, idle_score = (of_every_group(c) if args.share_idle else c for c in halves(idle))
     starts = contacts(clips) if args.suite and args.suite.startswith("kitchen=") else {}
     for first in (0, 1) if args.real else (0,):
         train_clips = trained_on(clips, first, 1 if args.real else args.demos)
@@ -184,6 +193,52 @@ def measure(name: str, clips: list[Clip], idle: list[Clip], args: argparse.Names
         scores = scored(encoder, [*clips, *idle_score], train_clips, starts)
         found |= {f"{g} ({first})": s for g, s in scores.items() if g in groups}
     return {"groups": found, "minutes": float(np.mean(minutes)) if minutes else 0.0}
+
+
+def depth_seconds(clips: list[Clip], scratch: Path, steps: int = 3) -> dict[str, dict]:
+    """Depth -> seconds of a training step: the processor's, which load changes little, and passed."""
+    found = {}
+    for depth in DEPTHS:
+        data = {"path": ".", "validation": 0.0, "cache": str(scratch / "frames")}
+        options = {"depth": depth, "data": data, "out_dir": str(scratch / depth)}
+        config = check(config_of("scene", progress=False, **options))
+        parts = build_parts(config, Split(clips, []), torch.device("cpu"), (0, 1))
+        seconds = []
+        for step in tqdm(range(steps + 1), desc=depth, unit="step"):  # the first one warms up
+            began = time.process_time(), time.perf_counter()
+            batch = parts.augment(parts.buffer.sample(), step)
+            parts.set_training()
+            backward(parts.objective(batch, step), parts.optimizer, parts.grad_clip)
+            parts.optimizer.step()
+            parts.average.update_parameters(parts.encoder)
+            seconds.append((time.process_time() - began[0], time.perf_counter() - began[1]))
+        processor, passed = np.median(seconds[1:], axis=0)
+        minutes = processor * config["steps"] / 60
+        found[depth] = {"processor_s": processor, "passed_s": passed, "minutes_of_preset": minutes}
+    return found
+
+
+def report_depths(clips: list[Clip], scratch: Path, out: Path) -> None:
+    machine = about()
+    found = depth_seconds(clips, scratch)
+    lines = [
+        "# preset=scene: a step by depth",
+        "",
+        f"{len(clips)} clips, batches of 64 sub-clips. Processor seconds are summed over threads.",
+        "",
+        "| depth | processor, s a step | passed, s a step | processor, minutes of the preset's steps |",
+        "|---|---|---|---|",
+        *(
+            f"| {depth} | {' | '.join(f'{v:.2f}' for v in row.values())} |"
+            for depth, row in found.items()
+        ),
+        "",
+        in_words(machine),
+        "",
+    ]
+    (out / "scene_depths.md").write_text("\n".join(lines))
+    (out / "scene_depths.json").write_text(json.dumps({"about": machine, **found}, indent=1) + "\n")
+    print("\n".join(lines))
 
 
 # -- report ----------------------------------------------------------------------------------------
@@ -213,19 +268,28 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--real", type=Path, metavar="CLIPS")
     what.add_argument("--suite", metavar="NAME=CLIPS")
+    what.add_argument("--depths", type=Path, metavar="CLIPS")
     parser.add_argument("--idle", type=Path, help="idle clips of the suite")
-    parser.add_argument("--only", default="", help="groups with this in their name")
+    parser.add_argument("--share-idle", action="store_true", help="one start state for all groups")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="groups with one of these in the name"
+    )
+    parser.add_argument("--name", help="of the result files (default: the suite's)")
     parser.add_argument("--demos", type=int, default=2, help="successes a group (%(default)s)")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=["before", "head"])
     parser.add_argument("--scratch", type=Path, help="frames and runs, kept; else they are deleted")
     parser.add_argument("--out", type=Path, default=ROOT / "results")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.depths:
+        with tempfile.TemporaryDirectory() as scratch:
+            report_depths(attempts(args.depths, args.only)[:5], Path(scratch), args.out)
+        return
     name, _, folder = ("real", "", args.real) if args.real else args.suite.partition("=")
     clips = attempts(Path(folder), args.only)
     idle = attempts(args.idle, args.only) if args.idle else []
-    path = args.out / f"scene_{name}.json"
+    path = args.out / f"scene_{args.name or name}.json"
     known = json.loads(path.read_text()) if path.exists() else {"rows": {}}
-    args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         args.scratch = args.scratch or Path(scratch)
         for row in args.rows:
@@ -234,7 +298,7 @@ def main() -> None:
             machine = about()
             known["rows"][row] = measure(row, clips, idle, args) | {"about": machine}
             path.write_text(json.dumps(known, indent=1) + "\n")
-            write(args.out / f"scene_{name}.md", name, known["rows"])
+            write(path.with_suffix(".md"), args.name or name, known["rows"])
 
 
 def write(path: Path, name: str, rows: dict[str, dict]) -> None:
@@ -246,7 +310,7 @@ def write(path: Path, name: str, rows: dict[str, dict]) -> None:
         "Mean over groups of clips that were not trained on, 95 % bootstrap interval over groups.",
         "Decoy share: how much of the way to the goal the arm makes without effect, on idle clips that were",
         "not trained on; 0 is best.",
-        "Paid before contact: how much of its way a demonstration has made when things begin to move.",
+        "Fallen before contact: of a demonstration's first distance, when things begin to move.",
         "Minutes: training, decoding and embedding included.",
         "",
         *(f"{row}: {in_words(of['about'])}" for row, of in rows.items()),
