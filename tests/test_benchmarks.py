@@ -135,6 +135,39 @@ def test_reward_quality_runs_and_pixels_are_perfect_on_a_moving_bar(tmp_path):
 
 
 @pytest.mark.slow
+def test_scene_measures_clips_that_it_did_not_train_on(tmp_path, monkeypatch):
+    import scene
+
+    folders = {"clips": [], "idle": []}
+    for group, row in (("a/x", 4), ("b/x", 40)):
+        for number in range(3):
+            frames = np.full((10, 64, 64, 3), 20 * number, np.uint8)
+            for t in range(10):
+                frames[t, row : row + 16, : 6 + 5 * t] = 250
+            entry = {"file": f"{group[0]}{number}.mp4", "group": group}
+            folders["clips"].append((entry, frames))
+            folders["idle"].append((entry | {"idle_of": "start"}, frames[:4]))
+    for name, clips in folders.items():
+        (tmp_path / name).mkdir()
+        for entry, frames in clips:
+            write_video(tmp_path / name / entry["file"], frames)
+        (tmp_path / name / "manifest.json").write_text(json.dumps([e for e, _ in clips]))
+    monkeypatch.setattr(scene, "ROWS", {"before": None, "head": {"depth": "head", "steps": 2}})
+    arguments = ["--suite", f"bars={tmp_path / 'clips'}", "--idle", str(tmp_path / "idle")]
+    monkeypatch.setattr(
+        sys, "argv", ["scene.py", *arguments, "--only", "/x", "--out", str(tmp_path)]
+    )
+    scene.main()
+    rows = json.loads((tmp_path / "scene_bars.json").read_text())["rows"]
+    assert list(rows) == ["before", "head"]
+    for row in rows.values():
+        assert set(row["groups"]) == {"a/x (0)", "b/x (0)"}
+        assert row["groups"]["a/x (0)"]["voc"] > 0.9
+        assert np.isfinite(row["groups"]["a/x (0)"]["decoy_share"])
+    assert rows["head"]["minutes"] > 0 and "| head |" in (tmp_path / "scene_bars.md").read_text()
+
+
+@pytest.mark.slow
 def test_throughput_runs(tmp_path):
     result = subprocess.run(
         [
