@@ -55,8 +55,10 @@ COLUMNS = {
 ROWS = {
     "before": None,
     "head, no idle clips": {"depth": "head", "decoy": 0.0},
-    "head": {"depth": "head"},
+    "head, no wrong goals": {"depth": "head", "wrong_goals": 0.0},
+    "head, neither": {"depth": "head", "decoy": 0.0, "wrong_goals": 0.0},
     "head, margin 0": {"depth": "head", "decoy_margin": 0.0},
+    "head": {"depth": "head"},
     "cells": {"depth": "cells"},
     "late, 60 steps of 16": {"depth": "late", "steps": 60, "batch_size": 16, "lr": 1e-4},
 }

@@ -221,7 +221,7 @@ class DecoySampler(VIPSampler):
         idle: clip -> the clips whose ends are goals that it must not seem to reach (or, of the goal
             state, to leave); all numbers count from 0 in the order of ``start``.
         of_goal: those keys of ``idle`` that show things as the task leaves them.
-        share: of the batch.
+        share: of the batch; one decoy at least.
         **options: as of :class:`VIPSampler`.
 
     Raises:
@@ -252,7 +252,7 @@ class DecoySampler(VIPSampler):
         """As :meth:`VIPSampler.sample`, the decoys last; and "decoy" float32 ``[4 B]``: 0 for a sub-clip, 1
         for a decoy in the start state, 2 for one in the goal state."""
         rank, processes = self.shard
-        count = round(self.share * batch_size)
+        count = max(1, round(self.share * batch_size))
         generator = generator_at(self.seed, self.step, stream=3)
         index, info = super().sample(storage, batch_size - count)
         u = torch.rand(5, count * processes, generator=generator, dtype=torch.float64)
