@@ -17,7 +17,7 @@ def about() -> dict:
     """Command, date, processor, GPU where there is one, cores, memory, load and versions."""
     packages = ("torch", "torchvision", "torchrl", "tensordict")
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *command()]),
         "date": datetime.date.today().isoformat(),
         "cpu": cpu_name(),
         **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
@@ -27,6 +27,14 @@ def about() -> dict:
         "load_before": os.getloadavg()[0],
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
     }
+
+
+def command() -> list[str]:
+    """The command line, the script as it is called from the project's root."""
+    root, script = Path(__file__).resolve().parents[1], Path(sys.argv[0]).resolve()
+    if script.is_relative_to(root):
+        return [script.relative_to(root).as_posix(), *sys.argv[1:]]
+    return list(sys.argv)
 
 
 def cpu_name() -> str:
