@@ -109,6 +109,16 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
             "preset=finetune imagenet=true",
             "error: imagenet=true begins .*encoder=bundled has weights",
         ),
+        (
+            "preset=scene freeze_below=block3",
+            "error: depth=head and freeze_below=block3 both say what is trained: give one",
+        ),
+        ("depth=late views=2", "error: views=2 does not go with depth=late"),
+        ("depth=deep", "error: depth=deep is invalid: wanted one of head, cells, late, all"),
+        ("data.validation=some", "error: data.validation=some is invalid: wanted .* or each"),
+        ("data.idle=/no/where", "error: /no/where is no folder"),
+        ("data.also=2026", "error: data.also=2026 is a number here, no path"),
+        ("data.also_share=1", r"error: data.also_share=1 is invalid: wanted a number in \[0, 1\)"),
         ("data.validation=1", "error: all 7 clips are held out or for validation"),
     ],
 )

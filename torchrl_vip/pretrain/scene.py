@@ -249,10 +249,9 @@ class Judge:
             scores = score_groups(z, clips)
             found += [scores[g] for g in sorted({c.group for c in clips if c.scored} - {""})]
         self.curves += [
-            curves
+            _curves(clips, z_before, z_after, i)
             for i, clip in enumerate(clips)
             if clip.scored and clip.success
-            for curves in [_curves(clips, z_before, z_after, i)]
         ]
 
     def _embed(self, encoder: VIPEncoder, clips: Sequence[LabelledClip]) -> list[np.ndarray]:
