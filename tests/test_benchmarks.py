@@ -305,6 +305,36 @@ def test_success_curves_are_drawn(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "success_curves.png").exists()
 
 
+def test_scores_of_masked_frames_by_hand():
+    pytest.importorskip("gymnasium_robotics")
+    import robot_mask
+
+    line = lambda *positions: torch.tensor([[float(p)] for p in positions])  # noqa: E731
+    # goals 8 and 10: a goes 8 4 2 and b 10 12 2; the wandering 8 2 (6/6) and 10 4 (6/8)
+    solved = [(line(0, 4, 10), line(10)[0]), (line(0, -2, 8), line(8)[0])]
+    scores = robot_mask.score(solved, line(0, 6))
+    assert scores["decoy_share"] == pytest.approx((1 + 0.75) / 2)
+    assert scores["order"] == pytest.approx((1 + 0.5) / 2)
+    assert scores["bumps"] == pytest.approx((0 + 0.5) / 2)
+    # smoothed: 8 6 4 and 10 11 6.5; the wandering 8 5 and 10 7
+    assert scores["decoy_share_smoothed"] == pytest.approx((3 / 4 + 3 / 3.5) / 2)
+
+
+@pytest.mark.slow
+def test_masked_frames_are_scored(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gymnasium_robotics")
+    import robot_mask
+
+    flags = "--tasks micro_open --steps 40 --stride 40 --image-size 32 --encoder tiny".split()
+    monkeypatch.setattr(sys, "argv", ["robot_mask.py", *flags, "--out", str(tmp_path)])
+    robot_mask.main()
+    result = json.loads((tmp_path / "robot_mask.json").read_text())
+    assert 0.02 < result["covered"] < 0.5
+    for scores in result["tasks"].values():
+        assert 0 <= scores["micro_open"]["decoy_share"] <= 1
+    assert "| masked, no background | without the robot |" in capsys.readouterr().out
+
+
 def test_wilson_interval_by_hand():
     import sac_seeds
 
