@@ -7,7 +7,6 @@ bool or uint8 ``[*B, H, W]``, ``[*B, H, W, 1]`` or ``[*B, 1, H, W]``, not 0 wher
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -87,23 +86,25 @@ class BehindRobot:
 
         ``rows`` are those with a new frame; None is all. Without a first frame this is one.
         """
-        seen = self._shown
         frame, mask, channels = self._read(frame, mask)
-        if seen is None or seen.shape != frame.shape:
+        seen = self._seen(frame)
+        if seen is None:
             return self.start(frame, mask)
         return self._keep(torch.where(mask.unsqueeze(channels), seen, frame), rows)
 
-    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Move what is kept, as ``nn.Module._apply`` does; its precision stays."""
-        if self._shown is not None:
-            self._shown = fn(self._shown).to(self._shown.dtype)
-
     def _keep(self, shown: Tensor, rows: Tensor | None) -> Tensor:
-        if rows is not None and self._shown is not None and self._shown.shape == shown.shape:
+        seen = self._seen(shown)
+        if rows is not None and seen is not None:
             rows = rows.reshape((*rows.shape, *[1] * (shown.ndim - rows.ndim)))
-            shown = torch.where(rows, shown, self._shown)
+            shown = torch.where(rows, shown, seen)
         self._shown = shown.clone()  # whoever gets it may edit it in place
         return shown
+
+    def _seen(self, frame: Tensor) -> Tensor | None:
+        """What was shown last, where the frame is; None where there is nothing of its shape."""
+        if self._shown is None or self._shown.shape != frame.shape:
+            return None
+        return self._shown.to(frame.device)
 
     def _read(self, frame: Any, mask: Any) -> tuple[Tensor, Tensor, int]:
         """The frame, its mask ``[*B, H, W]``, and where its channels are."""

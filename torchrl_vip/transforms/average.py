@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,7 +39,9 @@ class AverageDistance:
         if rows is None or average is None or rows.shape != average.shape[: rows.ndim]:
             self._average = None
         else:
-            self._average = average.masked_fill(broadcast_rows(rows, average), torch.nan)
+            self._average = average.masked_fill(
+                broadcast_rows(rows, average).to(average.device), torch.nan
+            )
 
     def now(self, distance: Tensor, goal: Tensor) -> Tensor:
         """The average after the last step, ``[*B]``, or the distance where none has been made.
@@ -51,7 +53,8 @@ class AverageDistance:
         average = self._average
         if average is None or self._goal is None or average.shape != distance.shape:
             return distance
-        average = average.masked_fill(_differ(goal, self._goal, distance), torch.nan)
+        differ = _differ(goal, self._goal.to(goal.device), distance)
+        average = average.to(distance.device).masked_fill(differ, torch.nan)
         return torch.where(average.isnan(), distance, average)
 
     def step(
@@ -71,12 +74,6 @@ class AverageDistance:
             after = torch.where(broadcast_rows(rows, after), before, after)
         self._average, self._goal = after.detach().clone(), goal.detach().clone()
         return before, after
-
-    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Move what is kept, as ``nn.Module._apply`` does; its precision stays."""
-        if self._average is not None and self._goal is not None:
-            self._average = fn(self._average).to(self._average.dtype)
-            self._goal = fn(self._goal).to(self._goal.dtype)
 
 
 def _differ(goal: Tensor, other: Tensor, distance: Tensor) -> Tensor:

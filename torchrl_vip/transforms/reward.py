@@ -594,7 +594,6 @@ class VIPRewardTransform(Transform):
             self.embedder._apply(fn)  # torch's own way through a module's parts
         if self._last is not None:
             self._last = fn(self._last).to(self._last.dtype)
-        self._average.apply(fn)
         return self
 
     def __getstate__(self) -> dict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tensordict import NestedKey, TensorDictBase, unravel_key
@@ -141,12 +141,6 @@ class MaskRobot(Transform):
         clone = super().clone()
         clone.__dict__["_behind"] = {key: copy.copy(one) for key, one in self._behind.items()}
         return clone
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        for behind in self._behind.values():
-            behind.apply(fn)
-        return self
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_keys}, mask_key={self.mask_keys})"
