@@ -1,4 +1,4 @@
-"""Fetch, dm_control's manipulation and Adroit: their environments, looks and scripts."""
+"""Fetch, dm_control's manipulation, Adroit and the tabletop: environments, looks and scripts."""
 
 import functools
 import gc
@@ -21,7 +21,12 @@ from torchrl.envs.utils import check_env_specs
 from torchrl_vip.envs import environment, load_suite, metaworld, named, simulator
 from torchrl_vip.envs.simulator import ends_solved, play
 
-TASK = {"fetch": "fetch-push", "dm_manipulation": "lift_brick_vision", "adroit": "adroit-door"}
+TASK = {
+    "fetch": "fetch-push",
+    "dm_manipulation": "lift_brick_vision",
+    "adroit": "adroit-door",
+    "tabletop": "push-bottle",
+}
 SUITE_TASKS = [(name, task) for name in TASK for task in load_suite(name).list_tasks()]
 SCRIPTED = [(name, task) for name in TASK for task in load_suite(name).SCRIPTED_TASKS]
 
@@ -335,6 +340,7 @@ def test_fetch_goal_rules(task: str) -> None:
         *[("adroit", f"adroit-{name}") for name in ("door", "hammer", "pen", "relocate")],
         ("dm_manipulation", "lift_brick_vision"),
         ("dm_manipulation", "stack_2_of_3_bricks_random_order_vision"),  # compiled at every reset
+        *[("tabletop", task) for task in load_suite("tabletop").list_tasks()],
         ("metaworld", "drawer-open-v3"),
         ("metaworld", "bin-picking-v3"),  # whose reward remembers its first step
     ],

@@ -1,1 +1,2 @@
-"""Demonstrations: stored (store.py), planned on the true state (plan.py), rendered to clips (render.py)."""
+"""Demonstrations: stored (store.py), planned on the true state (plan.py), recorded (record.py), rendered to
+clips (render.py)."""

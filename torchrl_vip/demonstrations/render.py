@@ -187,6 +187,8 @@ def choose_tasks(suite: ModuleType, args: argparse.Namespace) -> list[str]:
     scripted = suite.list_tasks() if scripted is None else scripted
     known = suite.list_tasks() if hasattr(suite, "demonstrations") else scripted
     train = [task for task in scripted if task not in held_out]
+    if not train and args.split == "train":
+        raise ValueError(f"--suite {args.suite} is never trained on; wanted --split heldout")
     tasks = args.tasks or (train if args.split == "train" else list(held_out or scripted or known))
     if unknown := sorted(set(tasks) - set(known)):
         raise ValueError(

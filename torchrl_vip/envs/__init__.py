@@ -1,10 +1,10 @@
-"""Manipulation suites as pixel environments, one file each; a suite's packages load when it is used."""
+"""Manipulation suites as pixel environments, one module each; a suite's packages load when it is used."""
 
 from __future__ import annotations
 
 import importlib
 
-SUITES = ("metaworld", "fetch", "dm_manipulation", "adroit", "kitchen")
+SUITES = ("metaworld", "fetch", "dm_manipulation", "adroit", "kitchen", "tabletop")
 
 
 def load_suite(name: str):
