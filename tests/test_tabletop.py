@@ -333,6 +333,27 @@ def test_recorded_episodes_are_good_and_bad_and_are_read_from_the_disk(tmp_path,
     assert "is there already: left alone" in capsys.readouterr().out
 
 
+def test_a_recording_for_lerobot_has_the_same_steps(tmp_path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("av")
+    from torchrl_vip.data.sources import find_clips
+
+    arguments = "--task close-drawer --successes 1 --failures 1 --size 16 --out".split()
+    record.main([*arguments, str(tmp_path / "steps")])
+    record.main([*arguments, str(tmp_path / "set"), "--format", "lerobot"])
+    steps = TensorDict.load_memmap(tmp_path / "steps/close-drawer")
+    table = parquet.read_table(tmp_path / "set/close-drawer/data").to_pydict()
+    for name, key in (
+        ("action", "action"),
+        ("observation.state", "state"),
+        ("next.reward", ("next", "reward")),
+        ("next.success", ("next", "success")),
+    ):
+        assert torch.equal(torch.tensor(table[name]).squeeze(), steps[key].squeeze())
+    clips = find_clips(tmp_path / "set/close-drawer")
+    assert [(clip.labels["task"], clip.span.count) for clip in clips] == [("close-drawer", 50)] * 2
+
+
 @pytest.mark.parametrize(
     "arguments, says",
     [

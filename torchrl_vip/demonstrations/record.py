@@ -9,6 +9,8 @@ Writes DIR/<task>, a memory-mapped tensordict of all steps, one episode after an
     steps = TensorDict.load_memmap(DIR / "fold-towel")              # [steps]
     buffer = ReplayBuffer(storage=TensorStorage(steps), sampler=SliceSampler(traj_key="episode", ...))
 
+With ``--format lerobot`` it is a LeRobot v3.0 dataset instead.
+
 Keys: "pixels" uint8 [H, W, 3], "state", "full_state", "action", "episode" (int64, from 0), "good" (whether
 the episode is a success), and under "next" the same observations with "reward", "success", "done",
 "terminated" and "truncated". A success ends solved and does not begin so; a failure is at no step solved.
@@ -25,11 +27,13 @@ import torch
 from tensordict import TensorDict
 from tqdm import tqdm
 
+from torchrl_vip.data.lerobot.writer import LeRobotWriter
 from torchrl_vip.demonstrations.scripted import clip_seed
 from torchrl_vip.demonstrations.store import output_folder
 from torchrl_vip.envs import tabletop
 from torchrl_vip.envs.simulator import Act
 from torchrl_vip.envs.tabletop import TabletopSim
+from torchrl_vip.envs.tabletop.simulator import FPS
 from torchrl_vip.files import NewFolder
 
 ATTEMPTS = 50  # starts that one episode may take
@@ -100,13 +104,32 @@ def record(
         sim.close()
 
 
-def write_memmap(folder: Path, episodes: Iterator[TensorDict]) -> None:
+def write_memmap(folder: Path, task: str, episodes: Iterator[TensorDict]) -> None:
     """All steps as a memory-mapped tensordict: ``TensorDict.load_memmap(folder)``."""
-    torch.cat(list(episodes)).memmap(folder)
+    with NewFolder(folder) as new:
+        torch.cat(list(episodes)).memmap(new.part)
 
 
-FORMATS: dict[str, Callable[[Path, Iterator[TensorDict]], None]] = {"memmap": write_memmap}
-"""How episodes are stored: ``write(folder, episodes)``; the folder is there and empty."""
+def write_lerobot(folder: Path, task: str, episodes: Iterator[TensorDict]) -> None:
+    """A LeRobot v3.0 dataset of the frames before each action; what follows the last one is left out."""
+    names = {
+        "observation.state": "state",
+        "observation.environment_state": "full_state",
+        "action": "action",
+        **{f"next.{name}": ("next", name) for name in ("reward", "success", "done")},
+    }
+    with LeRobotWriter(folder, FPS, robot_type="franka") as writer:
+        for episode in episodes:
+            columns = {name: episode[key].numpy() for name, key in names.items()}
+            columns |= {name: columns[name][:, 0] for name in columns if name.startswith("next.")}
+            writer.add_episode({"observation.images.front": episode["pixels"]}, columns, task)
+
+
+FORMATS: dict[str, Callable[[Path, str, Iterator[TensorDict]], None]] = {
+    "memmap": write_memmap,
+    "lerobot": write_lerobot,
+}
+"""How episodes are stored: ``write(folder, task, episodes)``; the folder appears whole or not at all."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -139,9 +162,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{args.out / task} is there already: left alone")
             continue
         episodes = record(task, args.successes, args.failures, seed=args.seed, image_size=args.size)
-        with NewFolder(args.out / task) as folder:
-            write = FORMATS[args.format]
-            write(folder.part, tqdm(episodes, desc=task, total=count, unit="episode"))
+        bar = tqdm(episodes, desc=task, total=count, unit="episode")
+        FORMATS[args.format](args.out / task, task, bar)
         print(f"wrote {args.out / task}: {args.successes} successes, {args.failures} failures")
 
 

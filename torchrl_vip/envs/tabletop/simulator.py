@@ -11,7 +11,8 @@ from torchrl_vip.envs.tabletop.scripts import SCRIPTS
 from torchrl_vip.envs.tabletop.things import THINGS
 
 TASKS: tuple[str, ...] = tuple(THINGS)
-SUBSTEPS = round(1 / 25 / TIMESTEP)  # 25 actions a second
+FPS = 25  # actions a second
+SUBSTEPS = round(1 / FPS / TIMESTEP)
 STEP = 0.03  # m: what an action of 1 moves the hand's target
 LEAD = 0.06  # m: the target is at most so far ahead of the hand
 FINGER_STEP = 0.008  # m: what a finger's target moves in a step
