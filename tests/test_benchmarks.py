@@ -421,3 +421,36 @@ def test_online_rl_runs_and_is_only_read_again(tmp_path):
     assert "--seeds 0 --rewards vip --tasks reach-v3 --camera behindGripper --steps 36 " in repeat
     assert "--max-steps 12 --episodes 1 -- " in repeat and " --smoke" in repeat
     assert "where it was played" in repeat
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script, flags",
+    [
+        (
+            "tabletop_bc",
+            "--tasks close-drawer --demonstrations 2 --seeds 1 --steps 20 --rollouts 1",
+        ),
+        ("tabletop", "--tasks close-drawer --starts 1 --resets 2 --episodes 1 --workers 1"),
+    ],
+)
+def test_benchmarks_of_the_tabletop(script, flags, tmp_path):
+    pytest.importorskip("gymnasium_robotics")
+    command = [sys.executable, str(ROOT / f"benchmarks/{script}.py"), *flags.split()]
+    subprocess.run([*command, "--out", str(tmp_path / "out")], check=True, capture_output=True)
+    (table,) = tmp_path.rglob("*.md")
+    assert "| close-drawer |" in table.read_text()
+
+
+@pytest.mark.slow
+def test_label_speed(tmp_path):
+    (tmp_path / "clips").mkdir()
+    for i in range(2):
+        frames = torch.randint(0, 256, (20, 64, 64, 3), dtype=torch.uint8)
+        write_video(tmp_path / "clips" / f"{i}.mp4", frames)
+    command = [sys.executable, str(ROOT / "benchmarks/label_speed.py"), str(tmp_path / "clips")]
+    command += ["--encoder", "tiny", "--block", "16", "--batch-size", "8"]
+    subprocess.run([*command, "--out", str(tmp_path / "out")], check=True, capture_output=True)
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["blocks"][-1]["frames"] >= 32 and report["decode_alone"] > 0
+    assert (tmp_path / "out.png").exists()
