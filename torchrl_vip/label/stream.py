@@ -6,10 +6,13 @@ frame's embedding depends neither on its neighbours nor on where a run was cut.
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -19,7 +22,7 @@ from torch import Tensor
 from torchrl_vip.data.clip import Clip
 from torchrl_vip.data.reading import measure, read_frames
 
-AHEAD = 32
+AHEAD = 64
 """Frames that a thread decodes ahead of the encoder."""
 
 
@@ -67,29 +70,32 @@ def decode(clips: Sequence[Clip], threads: int = 2) -> Iterator[tuple[int, Tenso
     ``threads`` clips are decoded at a time, each at most :data:`AHEAD` frames ahead.
     """
     stop = threading.Event()
-    lines: list[queue.Queue] = []
+    # The same threads for all clips: a new one each time leaves its memory in another arena of malloc.
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    lines: deque[queue.Queue] = deque()
+    todo = iter(clips)
 
-    def start(number: int) -> None:
-        lines.append(queue.Queue(AHEAD))
-        work = (clips[number], lines[number], stop)
-        threading.Thread(target=_decode_one, args=work, daemon=True).start()
+    def start_next() -> None:
+        for clip in itertools.islice(todo, 1):
+            lines.append(queue.Queue(AHEAD))
+            pool.submit(_decode_one, clip, lines[-1], stop)
 
     try:
-        for number in range(min(threads, len(clips))):
-            start(number)
+        for _ in range(threads):
+            start_next()
         for number in range(len(clips)):
             while True:
-                item = lines[number].get()
+                item = lines[0].get()
                 if isinstance(item, BaseException):
                     raise item
                 yield number, item
                 if isinstance(item, End):
                     break
-            lines[number] = queue.Queue()  # empty
-            if len(lines) < len(clips):
-                start(len(lines))
+            lines.popleft()
+            start_next()
     finally:
         stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _decode_one(clip: Clip, line: queue.Queue, stop: threading.Event) -> None:
