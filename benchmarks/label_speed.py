@@ -170,8 +170,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
     speed.plot(frames, [block["encoder"] for block in blocks], label="the encoder alone")
     speed.set(xlabel="frames", ylabel="frames a second", ylim=(0, None))
     speed.legend()
-    memory.plot(frames, [block["resident_mb"] for block in blocks])
-    memory.set(xlabel="frames", ylabel="memory, MB", ylim=(0, None))
+    resident = [block["resident_mb"] for block in blocks]
+    memory.plot(frames, resident)
+    memory.set(xlabel="frames", ylabel="memory, MB", ylim=(0, 1.2 * max(resident)))
     figure.savefig(path, dpi=100)
 
 
