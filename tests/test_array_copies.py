@@ -397,7 +397,7 @@ def test_without_room_nothing_is_begun(tmp_path: Path, monkeypatch, kind: str) -
     assert write is not None
     usage = type(shutil.disk_usage("/"))(10**6, 10**6 - 100, 100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match=r"out needs [\d.]+ MB and 0.0 MB are free there") as caught:
+    with pytest.raises(OSError, match=r"[\d,]+ bytes are needed at .* and 100 are free") as caught:
         write(source, tmp_path / "out", labelled(source), progress=False)
     assert caught.value.errno == 28
     assert not (tmp_path / "out").exists()

@@ -235,8 +235,8 @@ def check_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise OSError(
             errno.ENOSPC,
-            f"{needed:,} bytes are needed at {folder.parent} and {free:,} are free: make room, or write to "
-            "another disk",
+            f"{needed:,} bytes are needed at {folder} and {free:,} are free: make room, or write to another "
+            "disk",
         )
 
 

@@ -139,15 +139,15 @@ def default_results(source: Path) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Label; returns the exit code."""
+    from torchrl_vip.data.lerobot.schema import need_pyarrow
     from torchrl_vip.label.check import read_levels
     from torchrl_vip.label.cluster import parse_shard
     from torchrl_vip.label.job import Labeller
     from torchrl_vip.label.outputs import check_outputs
-    from torchrl_vip.label.tables import require_pyarrow
 
     settings = read_settings(args)
     shard = parse_shard(args.shard) if args.shard else None
-    require_pyarrow()
+    need_pyarrow()
     labeller = Labeller(settings)
     check_outputs(labeller, args.out, args.in_place)
     levels = read_levels(args.check, labeller.clips) if args.check else None

@@ -87,10 +87,6 @@ class EncoderWorker:
         """Embed what is missing of these episodes."""
         return self.labeller.embed(numbers, show=False)
 
-    def pid(self) -> int:
-        """Of its process."""
-        return os.getpid()
-
 
 def _dispatch(
     ray: Any, start: Callable[[], Any], workers: int, labeller: Labeller, show: bool

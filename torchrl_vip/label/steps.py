@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from torchrl_vip.data.clip import ArrayRows
+from torchrl_vip.files import check_space
 from torchrl_vip.label.job import Labelled
 from torchrl_vip.label.rows import Summary, padded
 
@@ -79,9 +78,4 @@ def check_copy(source: Path, out: Path, more: int = 0) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     files = source.rglob("*") if source.is_dir() else [source]
     needed = sum(file.stat().st_size for file in files if file.is_file()) + more
-    if (free := shutil.disk_usage(out.parent).free) < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"{out} needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free there: make room, or "
-            "write to another disk",
-        )
+    check_space(out.parent, needed)

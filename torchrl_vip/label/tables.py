@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_vip.data.lerobot.schema import need_pyarrow
 from torchrl_vip.files import write_whole
 from torchrl_vip.label.job import Labelled
 from torchrl_vip.label.rows import Summary, padded
@@ -36,16 +37,6 @@ def embeddings_of(labelled: Labelled, dim: int, dtype: str) -> np.ndarray:
     return padded(labelled.rows.z.astype(dtype), frames)
 
 
-def require_pyarrow() -> Any:
-    """pyarrow, or an ImportError that says how to install it."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError('labelling needs pyarrow: pip install "torchrl-vip[label]"') from error
-    return pyarrow
-
-
 def write_tables(
     labelled: Iterable[Labelled],
     folder: Path,
@@ -65,7 +56,7 @@ def write_tables(
     Returns:
         The summary of every episode.
     """
-    pa = require_pyarrow()
+    pa = need_pyarrow()
     fields = [("episode", pa.string()), ("episode_index", pa.int64()), ("frame_index", pa.int64())]
     fields += [(name, pa.float32()) for name in COLUMNS]
     if embeddings:
@@ -100,7 +91,7 @@ def write_tables(
 
 def _write_groups(path: Path, schema: Any, tables: Iterable[Any]) -> None:
     """Tables into a file, in row groups of about :data:`GROUP` rows."""
-    pa = require_pyarrow()
+    pa = need_pyarrow()
     with pa.parquet.ParquetWriter(path, schema) as writer:
         held: list[Any] = []
         for table in tables:

@@ -225,7 +225,7 @@ class _Rewriting:
         new = _NewColumns(columns, first.episode)
         _check_names(self.info, new.features, overwrite)
         kept = self._kept_files()
-        check_space(self.part, self._bytes(new, kept))
+        check_space(self.part.parent, self._bytes(new, kept))
         total = self._write_data(new, progress)
         self._write_meta(new.features, total)
         for path in tqdm(kept, "files", disable=not progress, unit="file"):

@@ -35,7 +35,7 @@ def need_pyarrow() -> Any:
         import pyarrow.parquet  # an attribute from here on
     except ImportError as error:
         raise ImportError(
-            'writing LeRobot datasets needs pyarrow: pip install "torchrl-vip[lerobot]"'
+            'parquet files are written by pyarrow: pip install "torchrl-vip[label]"'
         ) from error
     return pyarrow
 
