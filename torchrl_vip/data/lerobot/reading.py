@@ -9,6 +9,8 @@ TorchRL's LeRobotExperienceReplay reads the hub only, so the layout is read here
     videos/CAMERA/chunk-000/file-000.mp4                v3: episodes one after another
     images/CAMERA/episode_000000/frame_000000.png       cameras of dtype "image": files, or cells of
     data/chunk-000/...parquet                           the data
+
+Where the data has "next.success", its last row says whether an episode is a success: the label "success".
 """
 
 from __future__ import annotations
@@ -158,6 +160,23 @@ class _Dataset:
         return ", ".join(f"{name} (depth)" for name in depth)
 
     @cached_property
+    def outcomes(self) -> dict[int, bool]:
+        """Episode -> "next.success" of its last row; empty where the data does not say."""
+        found: dict[int, bool] = {}
+        if "next.success" not in self.features:
+            return found
+        for path in sorted((self.folder / "data").rglob("*.parquet")):
+            try:
+                with open_parquet(path) as file:
+                    table = file.read(["episode_index", "next.success"])
+                episodes, said = (table[name].to_pylist() for name in table.column_names)
+            except (KeyError, ValueError, OSError):  # what needs it names what cannot be read
+                continue
+            for episode, success in zip(episodes, said, strict=True):
+                found[episode] = bool(success[0] if isinstance(success, list) else success)
+        return found
+
+    @cached_property
     def layout(self) -> int:
         """2 or 3: what lies there; info.json decides where both do."""
         lines = (self.folder / "meta" / "episodes.jsonl").is_file()
@@ -204,6 +223,8 @@ class _Dataset:
         task = tasks if isinstance(tasks, str) else next(iter(tasks or [""]), "")
         for camera, kind in self.cameras.items():
             labels = {"task": str(task or ""), "episode": index, "camera": camera}
+            if index in self.outcomes:
+                labels["success"] = self.outcomes[index]
             name, error = f"{camera}/episode_{index:06d}", None
             path, span = self.folder / where, None
             try:
