@@ -75,7 +75,7 @@ class NewFolder:
     publishes at the end, and discards where the block raises.
 
     Args:
-        path: of the folder; its parent exists.
+        path: of the folder; its parents are made.
         replace: whether a folder is at ``path`` already, which the new one replaces; otherwise there is
             nothing but an empty folder.
 
@@ -92,7 +92,7 @@ class NewFolder:
         self._check_path()
         delete_leftover_folders(self.path)
         self.part = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
-        self.part.mkdir()
+        self.part.mkdir(parents=True)
         self._lock: int | None = os.open(self.part, os.O_RDONLY)
         fcntl.flock(self._lock, fcntl.LOCK_EX)  # gone with this process, killed or not
 
