@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
     shard = parse_shard(args.shard) if args.shard else None
     need_pyarrow()
     labeller = Labeller(settings)
-    check_outputs(labeller, args.out, args.in_place)
+    check_outputs(labeller, args.out, args.in_place, args.overwrite)
     levels = read_levels(args.check, labeller.clips) if args.check else None
     try:
         settings.results.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from torchrl_vip.data.lerobot.reading import read_info
 from torchrl_vip.label.arrays import writer_of
 from torchrl_vip.label.goals import Goals
 from torchrl_vip.label.job import Labeller, index_of
@@ -30,11 +31,13 @@ def is_lerobot(source: Path) -> bool:
     return (source / "meta" / "info.json").is_file()
 
 
-def check_outputs(labeller: Labeller, out: Path | None, in_place: bool) -> None:
+def check_outputs(
+    labeller: Labeller, out: Path | None, in_place: bool, overwrite: bool = False
+) -> None:
     """Refuse, before any work, what cannot be written.
 
     Raises:
-        ValueError: this kind of dataset is not written anew, or not in place.
+        ValueError: this kind of dataset is not written anew, or not in place; or it has the columns already.
         FileExistsError: there is something at ``out``.
     """
     source = labeller.settings.source
@@ -47,6 +50,11 @@ def check_outputs(labeller: Labeller, out: Path | None, in_place: bool) -> None:
         )
     if out and out.exists():
         raise FileExistsError(f"--out {out} exists already: give a path that does not.")
+    if (out or in_place) and is_lerobot(source) and not overwrite:
+        there = read_info(source)["features"].keys()
+        if there := {REWARD, EMBEDDING} & there:
+            names = ", ".join(sorted(there))
+            raise ValueError(f"{source} has {names} already: --overwrite replaces it.")
 
 
 def write_dataset(
