@@ -346,7 +346,7 @@ def test_a_recording_for_lerobot_has_the_same_steps(tmp_path) -> None:
     for name, key in (
         ("action", "action"),
         ("observation.state", "state"),
-        ("next.reward", ("next", "reward")),
+        ("next.task_reward", ("next", "reward")),
         ("next.success", ("next", "success")),
     ):
         assert torch.equal(torch.tensor(table[name]).squeeze(), steps[key].squeeze())

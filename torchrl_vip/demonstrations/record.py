@@ -9,7 +9,8 @@ Writes DIR/<task>, a memory-mapped tensordict of all steps, one episode after an
     steps = TensorDict.load_memmap(DIR / "fold-towel")              # [steps]
     buffer = ReplayBuffer(storage=TensorStorage(steps), sampler=SliceSampler(traj_key="episode", ...))
 
-With ``--format lerobot`` it is a LeRobot v3.0 dataset instead.
+With ``--format lerobot`` it is a LeRobot v3.0 dataset instead. There the task's own reward is
+"next.task_reward", which leaves "next.reward" to the labelling command.
 
 Keys: "pixels" uint8 [H, W, 3], "state", "full_state", "action", "episode" (int64, from 0), "good" (whether
 the episode is a success), and under "next" the same observations with "reward", "success", "done",
@@ -116,7 +117,9 @@ def write_lerobot(folder: Path, task: str, episodes: Iterator[TensorDict]) -> No
         "observation.state": "state",
         "observation.environment_state": "full_state",
         "action": "action",
-        **{f"next.{name}": ("next", name) for name in ("reward", "success", "done")},
+        "next.task_reward": ("next", "reward"),
+        "next.success": ("next", "success"),
+        "next.done": ("next", "done"),
     }
     with LeRobotWriter(folder, FPS, robot_type="franka") as writer:
         for episode in episodes:
