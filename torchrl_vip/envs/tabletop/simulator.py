@@ -132,6 +132,43 @@ class TabletopSim(Simulator):
         2 ms, and a restored state must go on from the same ones."""
         self._settle_physics(self._get_physics())
 
+    def displace(self, seed: int) -> None:
+        """What a person does who wants it done again, in mid-episode: the drawer is pulled open and the
+        bottle pushed back, the hand with it; the melon is put, and the towel spread, where they might have
+        started. What the hand held is taken from it. The zone, the bowl and the cabinet stay.
+
+        Raises:
+            RuntimeError: there is no such place that the arm leaves free.
+        """
+        rng, begun = np.random.default_rng(seed), self._get_physics()
+        self.grasp.release()
+        for _ in range(50):
+            self._set_physics(begun)
+            self.grasp.release()
+            along = self.thing.move(rng)
+            if along.any():
+                self.data.qpos[self._joints] = self._moved(self.data.qpos[self._joints], along)
+                self.data.ctrl[:7] = self._moved(self.data.ctrl[:7], along)
+            self.data.qvel[:] = 0.0
+            self._look_again()
+            if not self._arm_is_in_the_way():
+                self._read()
+                return
+        raise RuntimeError(f"{self.task}: the arm is everywhere in the way")
+
+    def _moved(self, joints: np.ndarray, offset: np.ndarray) -> np.ndarray:
+        target = self.kinematics.position(joints) + offset
+        return self.kinematics.solve(joints, target, iterations=50)
+
+    def _arm_is_in_the_way(self) -> bool:
+        """Whether the robot touches anything but the table by more than a push does."""
+        contact, body = self.data.contact, self.model.geom_bodyid
+        deep = contact.dist < -0.004
+        arm = self.model.body(self.ROBOT).id
+        robot = [(g >= 0) & (self.model.body_rootid[body[g]] == arm) for g in contact.geom.T]
+        world = [(g >= 0) & (body[g] == 0) for g in contact.geom.T]
+        return bool((deep & (robot[0] ^ robot[1]) & ~(world[0] | world[1])).any())
+
     def hand(self) -> np.ndarray:
         """Where the fingers' tips meet, [3] (m)."""
         return self.data.site_xpos[self._site].copy()

@@ -43,6 +43,11 @@ class Thing(ABC):
         """Draws where it starts, into the data's positions."""
 
     @abstractmethod
+    def move(self, rng: np.random.Generator) -> np.ndarray:
+        """Puts it back to where it might have started, its target left where it is; returns how far it takes
+        the hand along, ``[3]``."""
+
+    @abstractmethod
     def seen(self) -> np.ndarray:
         """What scripts read, ``[<= 13]``; the place to put the hand at comes first, ``[3]``."""
 
@@ -65,7 +70,15 @@ class Drawer(Thing):
         yaw = rng.uniform(-0.12, 0.12)
         self.data.mocap_pos[cabinet] = [rng.uniform(0.28, 0.31), rng.uniform(-0.17, -0.11), 0.0]
         self.data.mocap_quat[cabinet] = [np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]
+        self._open(rng)
+
+    def _open(self, rng: np.random.Generator) -> None:
         self.data.joint("drawer").qpos[0] = rng.uniform(0.1, DRAWER_TRAVEL - 0.02)
+
+    def move(self, rng: np.random.Generator) -> np.ndarray:
+        before, along = self.left(), self.data.site("front").xmat[[0, 3]]
+        self._open(rng)
+        return (self.left() - before) * np.array([*along, 0.0])
 
     def seen(self) -> np.ndarray:
         """Upper middle of the front [3]; how far it is open; the direction in which it opens [2]."""
@@ -88,6 +101,15 @@ class Bottle(Thing):
         yaw = rng.uniform(-np.pi, np.pi)
         at = [rng.uniform(0.42, 0.46), rng.uniform(-0.17, -0.03), 0.0]
         self.data.joint("bottle").qpos[:] = [*at, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]
+
+    def move(self, rng: np.random.Generator) -> np.ndarray:
+        before = self.data.body("bottle").xpos.copy()
+        self.place(rng)
+        pushed = self.data.joint("bottle").qpos[:3] - before
+        # with the hand, which else would stand before it; but not straight back
+        return np.array(
+            [pushed[0] - rng.uniform(0.0, 0.03), pushed[1] + rng.uniform(-0.02, 0.02), 0.0]
+        )
 
     def seen(self) -> np.ndarray:
         """Where it stands [3], its axis [3], its velocity [3], the zone's middle [2]."""
@@ -147,9 +169,13 @@ class Melon(Soft):
     STRENGTH, REACH, PADS = 30.0, 0.024, 2
 
     def place(self, rng: np.random.Generator) -> None:
-        self.put(rng.uniform(0.51, 0.57), rng.uniform(-0.11, -0.03), rng.uniform(-0.25, 0.25))
+        self.move(rng)
         bowl = self.model.body("bowl").mocapid[0]
         self.data.mocap_pos[bowl] = [rng.uniform(0.43, 0.47), rng.uniform(-0.31, -0.27), 0.0]
+
+    def move(self, rng: np.random.Generator) -> np.ndarray:
+        self.put(rng.uniform(0.51, 0.57), rng.uniform(-0.11, -0.03), rng.uniform(-0.25, 0.25))
+        return np.zeros(3)
 
     def seen(self) -> np.ndarray:
         """Its middle [3], the bowl's [3], its mean velocity [3], its thickness between the pads [1]."""
@@ -187,6 +213,10 @@ class Towel(Soft):
     def place(self, rng: np.random.Generator) -> None:
         turn = np.pi / 2 + rng.uniform(-0.35, 0.35)
         self.put(rng.uniform(0.50, 0.55), rng.uniform(-0.17, -0.09), turn)
+
+    def move(self, rng: np.random.Generator) -> np.ndarray:
+        self.place(rng)
+        return np.zeros(3)
 
     def seen(self) -> np.ndarray:
         """The corner [3], its partner [3], the two others [3, 3], the mean speed [1]."""
