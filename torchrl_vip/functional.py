@@ -514,3 +514,62 @@ def wrong_goal_loss(z_0: Tensor, z_t: Tensor, z_goal: Tensor, group: Tensor) -> 
     first, later = torch.cdist(z_0, z_goal), torch.cdist(z_t, z_goal)
     gained = (first - later).relu() / first.clamp(min=1e-6)
     return (gained * others).sum() / others.sum().clamp(min=1)
+
+
+def log_reward_weights(
+    reward: Tensor, *, tau: float | None = None, temperature: float | None = None
+) -> Tensor:
+    """Logarithm of the weights of reward-weighted regression, up to a constant that all of them share.
+
+    Args:
+        reward: R, ``[N]``.
+        tau: the paper's, weights exp(tau R) (its section 5.3: 0.1, or 1 for CloseDrawer). What it does
+            depends on the reward's scale.
+        temperature: weights exp(R / (temperature * std R)) instead, over these N: any reward's scale is
+            taken out.
+
+    Returns:
+        ``[N]``.
+
+    Raises:
+        ValueError: not exactly one of the two; a temperature of 0 or less; rewards that are all alike, for a
+            temperature.
+    """
+    if (tau is None) == (temperature is None):
+        raise ValueError(f"tau={tau}, temperature={temperature}: wanted exactly one of them.")
+    if tau is not None:
+        return tau * reward
+    assert temperature is not None
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature} is invalid: wanted a positive number.")
+    deviation = reward.std(correction=0)
+    if not deviation > 0:
+        raise ValueError(
+            f"all {len(reward)} rewards are {reward.flatten()[0]:.3g}: none is better than another, so "
+            "that no weights follow. Is the goal image of this task?"
+        )
+    return reward / (temperature * deviation)
+
+
+def normalised_weights(log_weights: Tensor, clip: float | None = None) -> Tensor:
+    """exp of these, divided by its mean, so that a learning rate means the same as without weights.
+
+    Args:
+        log_weights: ``[N]``.
+        clip: no weight is more than this many times the mean before clipping; the result has mean 1 again.
+
+    Raises:
+        ValueError: a clip below 1.
+    """
+    if clip is not None and clip < 1:
+        raise ValueError(f"clip={clip} is invalid: wanted a number from 1 on.")
+    weights = log_weights.softmax(0) * len(log_weights)
+    if clip is not None:
+        weights = weights.clamp_max(clip)
+        weights = weights / weights.mean()
+    return weights
+
+
+def effective_sample_size(weights: Tensor) -> Tensor:
+    """(Σw)² / Σw² of weights ``[N]``: that of 1 for all is N, that of one alone is 1."""
+    return weights.sum().square() / weights.square().sum()
