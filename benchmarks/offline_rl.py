@@ -1,0 +1,398 @@
+"""Twenty demonstrations: reward-weighted regression against cloning on the tabletop, the VIP paper's Table 1.
+
+    python benchmarks/offline_rl.py --work WORK                                 # hours on two cores
+    python benchmarks/offline_rl.py --work WORK --tasks push-bottle --policies VIP-RWR VIP-BC --seeds 1
+    python benchmarks/offline_rl.py --work WORK --report                        # tables of what is there
+
+Records the demonstrations, labels them by the labelling command, trains, and plays from unseen starts. Each
+cell (task, demonstrations, policy, seed, condition) is kept in WORK/cells, so that it goes on where it was
+stopped, and several processes may share WORK. "mixed" demonstrations are 10 good and 10 fumbled ones (20 of
+close-drawer, as in the paper), "good" ones 20 successes. A roll-out is solved when the state was solved for
+ten steps in a row within 100.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+import torchrl
+from machine import about, in_words
+from reward_quality import Pooled, untrained
+from scipy.stats import binomtest, spearmanr
+from tensordict import TensorDict
+from torchrl.envs import EnvBase, RenameTransform, TransformedEnv
+from tqdm import tqdm
+
+from torchrl_vip import VIPEncoder, VIPTransform, load_vip
+from torchrl_vip.data.video import write_video
+from torchrl_vip.demonstrations.record import main as record
+from torchrl_vip.envs import tabletop
+from torchrl_vip.envs.looks import Randomization
+from torchrl_vip.evaluation.metrics import bootstrap
+from torchrl_vip.files import write_whole
+from torchrl_vip.label.__main__ import main as label
+from torchrl_vip.offline import (
+    Learner,
+    Settings,
+    load_policy,
+    read_steps,
+    reward_to_come,
+    save_policy,
+)
+from torchrl_vip.offline.rollouts import UNSEEN, roll_out
+from torchrl_vip.weights import save_vip
+
+matplotlib.use("Agg")
+torchrl.logger.setLevel("WARNING")
+SIZE = 224
+STATE = "observation.environment_state"
+PAPER = {  # on a real robot, %: VIP-RWR, VIP-BC, R3M-RWR, R3M-BC, Scratch-BC
+    "close-drawer": (100, 50, 80, 10, 30),
+    "push-bottle": (90, 50, 70, 50, 40),
+    "pickplace-melon": (60, 10, 0, 0, 0),
+    "fold-towel": (90, 20, 0, 0, 0),
+}
+TASKS = tuple(PAPER)
+CONDITIONS = ("plain", "displaced", "other look")
+
+
+class Policy(NamedTuple):
+    """One row of the table."""
+
+    encoder: str | None  # None: it sees the simulator's state
+    method: str
+    reward: str = "vip"  # or "true": the simulator's progress
+
+
+POLICIES = {
+    "VIP-RWR": Policy("vip", "rwr"),
+    "VIP-BC": Policy("vip", "bc"),
+    "state-BC": Policy(None, "bc"),
+    "state-RWR, true progress": Policy(None, "rwr", "true"),
+    "VIP-RWR, true progress": Policy("vip", "rwr", "true"),
+    "VIP-IQL": Policy("vip", "iql"),
+    "scene-RWR": Policy("scene", "rwr"),
+    "scene-BC": Policy("scene", "bc"),
+    "TCN-RWR": Policy("tcn", "rwr"),
+    "TCN-BC": Policy("tcn", "bc"),
+    "ImageNet-RWR": Policy("imagenet", "rwr"),
+    "ImageNet-BC": Policy("imagenet", "bc"),
+    "untrained-RWR": Policy("untrained", "rwr"),
+    "untrained-BC": Policy("untrained", "bc"),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the table."""
+
+    task: str
+    data: str
+    policy: str
+    seed: int
+    condition: str = "plain"
+
+    @property
+    def name(self) -> str:
+        return "_".join(map(str, asdict(self).values())).replace(" ", "-").replace(",", "")
+
+
+# --- what to learn from -----------------------------------------------------------------------------
+
+
+class Workshop:
+    """The folder of demonstrations, encoders, labels, policies and results."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.work = args, args.work
+        self.encoders = dict(pair.split("=", 1) for pair in args.encoder)
+
+    def demonstrations(self, task: str, data: str) -> Path:
+        """A LeRobot dataset, recorded where it is missing."""
+        folder = self.work / "demos" / data
+        count = self.args.demonstrations
+        bad = 0 if data == "good" else count if task == "close-drawer" else count // 2
+        good = count if data == "good" else count // 2
+        options = (
+            f"--task {task} --successes {good} --failures {bad} --size {SIZE} --format lerobot"
+        )
+        if not (folder / task).exists():
+            record([*options.split(), "--out", str(folder)])
+        return folder / task
+
+    def encoder(self, name: str, task: str) -> str | None:
+        """What ``load_vip`` takes."""
+        if name == "vip":
+            return None
+        if name in self.encoders:
+            return self.encoders[name].format(task=task)
+        folder = self.work / "encoders" / name
+        if not folder.exists():
+            reference = load_vip()
+            torch.manual_seed(0)
+            if name == "imagenet":
+                network: VIPEncoder = VIPEncoder(Pooled(), image_size=224)
+            elif name == "untrained":
+                network = untrained(reference, 0)
+            else:
+                raise ValueError(f"--encoder {name}=FOLDER is wanted: nothing is known of {name}.")
+            save_vip(network, folder)
+        return str(folder)
+
+    def steps(self, task: str, data: str, policy: Policy) -> TensorDict:
+        """Labelled steps, with "true_reward": how much nearer each came to what the simulator wants."""
+        encoder = policy.encoder or "vip"
+        labelled = self.work / "labelled" / encoder / data / task
+        if not labelled.exists():
+            results = self.work / "labels" / encoder / data / task
+            command = [str(self.demonstrations(task, data)), "--goal", "mean-last"]
+            if path := self.encoder(encoder, task):
+                command += ["--encoder", path, "--scale", "1"]
+            label([*command, "--results", str(results), "--out", str(labelled)])
+        columns = {"state": STATE} if policy.encoder is None else {}
+        steps = read_steps(labelled, columns=columns)
+        true = read_steps(labelled, columns={"reward": "next.task_reward"})["next", "reward"]
+        first = steps["episode"] != steps["episode"].roll(1)
+        first[0] = True
+        steps["true_reward"] = torch.where(first[:, None], 0.0, true - true.roll(1, 0))
+        if policy.reward == "true":
+            steps["next", "reward"] = steps["true_reward"].clone()
+        return steps if policy.encoder else steps.exclude("vip_vec", ("next", "vip_vec"))
+
+    def trained(self, cell: Cell) -> tuple[Any, dict[str, float]]:
+        """The cell's policy, trained where it is missing, and what is known of its weights."""
+        file = self.work / "policies" / replace(cell, condition="plain").name / "policy.pt"
+        if not file.exists():
+            policy, args = POLICIES[cell.policy], self.args
+            steps = self.steps(cell.task, cell.data, policy)
+            chosen = Settings(policy.method, steps=args.steps, seed=cell.seed, **args.rwr)
+            learner = Learner(steps, chosen)
+            for _ in tqdm(learner.learn(), cell.name, total=args.steps, leave=False):
+                pass
+            known = dict(learner.about)
+            if learner.weights is not None:
+                true = reward_to_come(
+                    steps["true_reward"], steps["episode"], chosen.horizon or None
+                )
+                known["correlation"] = float(spearmanr(learner.weights, true[:, 0]).statistic)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_policy(learner.actor, steps, file, **known)
+        return load_policy(file)
+
+
+# --- playing ----------------------------------------------------------------------------------------
+
+
+def other_look() -> Randomization:
+    """The demonstrations' view under other lights, colours and textures."""
+    lookat, azimuth, elevation, distance = tabletop.SIMULATOR.VIEWS["front"]
+    view = ((angle, angle) for angle in (azimuth, elevation, distance))
+    return Randomization(
+        lookat, *view, target_jitter=0.0, fovy=(45.0, 45.0), colour=0.3, texture=1.0
+    )
+
+
+def make_env(task: str, encoder: str | None, sees: bool, condition: str, length: int) -> EnvBase:
+    looks = other_look() if condition == "other look" else None
+    base = tabletop.make_env(
+        task, image_size=SIZE if sees else 16, max_steps=length + 1, randomize=looks
+    )
+    if sees:
+        return TransformedEnv(base, VIPTransform(encoder, del_keys=False))
+    base = TransformedEnv(base, RenameTransform(["state"], ["hand_state"]))
+    return base.append_transform(RenameTransform(["full_state"], ["state"]))
+
+
+def person(env: EnvBase, seed: int, moved: list[int]) -> Callable[[int], None]:
+    """Puts the thing back once, when half of the way is done; says so in ``moved``."""
+    sim, begun = env.base_env.sim, []
+
+    def watch(t: int) -> None:
+        begun.append(sim.thing.left())
+        if not moved and sim.thing.left() < 0.5 * begun[0]:
+            sim.displace(seed)
+            moved.append(t)
+
+    return watch
+
+
+def play(shop: Workshop, cell: Cell, rollouts: int) -> dict[str, Any]:
+    policy, args = POLICIES[cell.policy], shop.args
+    actor, known = shop.trained(cell)
+    path = shop.encoder(policy.encoder, cell.task) if policy.encoder else None
+    env = make_env(cell.task, path, bool(policy.encoder), cell.condition, args.length)
+    solved, lengths, displaced = [], [], []
+    for number in tqdm(range(rollouts), cell.name, leave=False):
+        start, moved = UNSEEN + number, []
+        watch = person(env, number, moved) if cell.condition == "displaced" else None
+        keep = number < args.films and policy.encoder is not None
+        one = roll_out(env, actor, start, steps=args.length, before_step=watch, keep_frames=keep)
+        if one.frames is not None:
+            films = args.work / "films"
+            films.mkdir(exist_ok=True)
+            write_video(films / f"{cell.name}_{number}.mp4", torch.from_numpy(one.frames))
+        solved.append(one.solved)
+        lengths.append(one.steps)
+        displaced.append(bool(moved))
+    env.close()
+    numbers = {"solved": solved, "lengths": lengths, "displaced": displaced}
+    return {**asdict(cell), **known, **numbers}
+
+
+def cells(args: argparse.Namespace) -> Iterator[Cell]:
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for task in args.tasks:
+            for data in args.data:
+                for policy in args.policies:
+                    for condition in args.conditions:
+                        yield Cell(task, data, policy, seed, condition)
+
+
+# --- the report -------------------------------------------------------------------------------------
+
+
+def wilson(solved: int, count: int) -> str:
+    low, high = binomtest(solved, count).proportion_ci(method="wilson")
+    return f"{100 * solved / count:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def gather(rows: list[dict], **chosen: Any) -> list[dict]:
+    found = [row for row in rows if all(row[k] == v for k, v in chosen.items())]
+    return sorted(found, key=lambda row: row["seed"])
+
+
+def success_table(rows: list[dict], data: str, condition: str) -> list[str]:
+    """Success of each policy, % with Wilson's 95 % interval; seeds and roll-outs pooled."""
+    head = ["policy", *TASKS, "mean", "seeds × roll-outs"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for policy in POLICIES:
+        of_policy = gather(rows, data=data, condition=condition, policy=policy)
+        texts, means, counts = [], [], set()
+        for task in TASKS:
+            found = gather(of_policy, task=task)
+            # of a displaced thing, those in which it was displaced
+            used = [
+                s
+                for row in found
+                for s, d in zip(row["solved"], row["displaced"], strict=True)
+                if d or condition != "displaced"
+            ]
+            texts.append(wilson(sum(used), len(used)) if used else "–")
+            means += [np.mean(used)] if used else []
+            counts |= {f"{len(found)} × {len(row['solved'])}" for row in found}
+        if of_policy:
+            mean = f"{100 * np.mean(means):.0f}" if len(means) == len(TASKS) else "–"
+            lines.append(
+                f"| {policy} | {' | '.join(texts)} | {mean} | {', '.join(sorted(counts))} |"
+            )
+    return lines
+
+
+def paired(rows: list[dict], data: str, first: str, second: str, condition: str) -> list[str]:
+    """Differences over the same seeds and starts, in points, with a bootstrap interval."""
+    lines = ["| task | difference | 95 % |", "|---|---|---|"]
+    for task in TASKS:
+        of = [
+            {
+                r["seed"]: r["solved"]
+                for r in gather(rows, task=task, data=data, policy=p, condition=condition)
+            }
+            for p in (first, second)
+        ]
+        both = of[0].keys() & of[1].keys()
+        pairs = [
+            100.0 * (int(a) - int(b))
+            for seed in both
+            for a, b in zip(of[0][seed], of[1][seed], strict=False)
+        ]
+        if pairs:
+            mean, low, high = bootstrap(pairs)
+            lines.append(f"| {task} | {mean:+.0f} | [{low:+.0f}, {high:+.0f}] |")
+    return lines
+
+
+def weights_table(rows: list[dict], data: str) -> list[str]:
+    head = "| policy | task | effective sample size | largest weight | correlation with true progress |"
+    lines = [head, "|---|---|---|---|---|"]
+    for policy in POLICIES:
+        for task in TASKS:
+            found = gather(rows, task=task, data=data, policy=policy, condition="plain", seed=0)
+            for row in (row for row in found if "effective_sample_size" in row):
+                lines.append(
+                    f"| {policy} | {task} | {row['effective_sample_size']:.2f} | "
+                    f"{row['largest_weight']:.1f} | {row['correlation']:.2f} |"
+                )
+    return lines
+
+
+def report(args: argparse.Namespace) -> str:
+    rows = [json.loads(path.read_text()) for path in sorted((args.work / "cells").glob("*.json"))]
+    columns = "| task | VIP-RWR | VIP-BC | R3M-RWR | R3M-BC | scratch-BC |"
+    text = ["# Twenty demonstrations", "", in_words(about()), ""]
+    for data in dict.fromkeys(row["data"] for row in rows):
+        for condition in CONDITIONS:
+            if gather(rows, data=data, condition=condition):
+                text += [f"## {data} demonstrations, {condition}: solved, %", ""]
+                text += [*success_table(rows, data, condition), ""]
+                for first, second in (("VIP-RWR", "VIP-BC"), ("scene-RWR", "scene-BC")):
+                    lines = paired(rows, data, first, second, condition)
+                    if len(lines) > 2:
+                        text += [f"{first} minus {second}, the same starts:", "", *lines, ""]
+        text += [f"## {data} demonstrations: weights", "", *weights_table(rows, data), ""]
+    text += ["## The paper's, on a real robot, %", "", columns, "|---" * 6 + "|"]
+    text += [f"| {task} | {' | '.join(map(str, numbers))} |" for task, numbers in PAPER.items()]
+    args.out.mkdir(parents=True, exist_ok=True)
+    result = {"about": about(), "rows": rows}
+    (args.out / "offline_rl.json").write_text(json.dumps(result) + "\n")
+    (args.out / "offline_rl.md").write_text("\n".join(text) + "\n")
+    return "\n".join(text)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--work", type=Path, required=True, help="folder of everything that is made")
+    add("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    add("--data", nargs="+", choices=("mixed", "good"), default=["mixed"])
+    add("--policies", nargs="+", choices=POLICIES, default=["VIP-RWR", "VIP-BC", "state-BC"])
+    add("--conditions", nargs="+", choices=CONDITIONS, default=["plain"])
+    add("--encoder", nargs="+", default=[], help="scene=RUN/{task}/final tcn=RUN/final")
+    add("--seeds", type=int, default=3, help="(%(default)s)")
+    add("--first-seed", type=int, default=0, help="(%(default)s)")
+    add("--rollouts", type=int, default=50, help="(%(default)s)")
+    add("--length", type=int, default=100, help="of a roll-out, steps (%(default)s)")
+    add("--demonstrations", type=int, default=20, help="good ones; half of them, if mixed")
+    add("--steps", type=int, default=20_000, help="updates (%(default)s)")
+    add("--rwr", type=json.loads, default={}, help='of torchrl_vip.offline.Settings: {"tau": 1}')
+    add("--films", type=int, default=0, help="of each cell (%(default)s)")
+    add("--report", action="store_true", help="only the tables of what is there")
+    add("--out", type=Path, default=Path(__file__).parent / "results", help="folder (%(default)s)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(1)
+    shop, folder = Workshop(args), args.work / "cells"
+    folder.mkdir(parents=True, exist_ok=True)
+    for cell in () if args.report else tqdm(list(cells(args)), "cells"):
+        file = folder / f"{cell.name}.json"
+        if file.exists():
+            continue
+        text = json.dumps(play(shop, cell, args.rollouts))
+        write_whole(file, lambda part, text=text: part.write_text(text))
+    print(report(args))
+
+
+if __name__ == "__main__":
+    main()
