@@ -138,7 +138,10 @@ def test_without_weight_it_is_behaviour_cloning() -> None:
 
 
 def test_gradients_go_to_the_policy_and_not_to_the_rewards() -> None:
-    loss, data = RWRLoss(zero_actor(), temperature=1.0, loss_function="l2"), batch([0.0, 1.0], [1.0, 2.0])
+    loss, data = (
+        RWRLoss(zero_actor(), temperature=1.0, loss_function="l2"),
+        batch([0.0, 1.0], [1.0, 2.0]),
+    )
     loss(data)["loss_rwr"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())
 

@@ -41,6 +41,33 @@ def look_again(sim: TabletopSim) -> bool:
     return sim.success()
 
 
+# --- a person's hand ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", list_tasks())
+def test_a_displaced_thing_is_back_and_can_be_solved_again(sims, task: str) -> None:
+    sim = sims[task]
+    sim.reset(3)
+    far, act = sim.thing.left(), sim.script()
+    for t in range(60):
+        sim.step(act(sim.full_state, t))
+        if sim.thing.left() < far / 2:
+            break
+    before, stops, begun = sim.hand(), sim.stops, sim.get_state()
+    sim.displace(5)
+    assert sim.thing.left() > 0.6 * far and not sim.success() and not sim.grasp.holding
+    assert not sim.data.qvel.any()
+    moved = np.linalg.norm(sim.hand() - before)
+    assert moved > 0.02 if task in ("close-drawer", "push-bottle") else moved < 1e-3
+    after = sim.get_state()
+    sim.set_state(begun)
+    sim.displace(5)
+    assert np.array_equal(sim.get_state(), after)  # the same seed, the same place
+    act = sim.script()
+    assert any(sim.step(act(sim.full_state, t))[2] for t in range(90))
+    assert sim.stops == stops
+
+
 # --- what counts as solved ---------------------------------------------------------------------------
 
 
