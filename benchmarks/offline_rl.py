@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 import torchrl
 from machine import about, in_words
+from matplotlib.figure import Figure
 from reward_quality import Pooled, untrained
 from scipy.stats import binomtest, spearmanr
 from tensordict import TensorDict
@@ -50,7 +50,6 @@ from torchrl_vip.offline import (
 from torchrl_vip.offline.rollouts import UNSEEN, roll_out
 from torchrl_vip.weights import save_vip
 
-matplotlib.use("Agg")
 torchrl.logger.setLevel("WARNING")
 SIZE = 224
 STATE = "observation.environment_state"
@@ -259,14 +258,25 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
 # --- the report -------------------------------------------------------------------------------------
 
 
-def wilson(solved: int, count: int) -> str:
-    low, high = binomtest(solved, count).proportion_ci(method="wilson")
-    return f"{100 * solved / count:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+def wilson(used: list[bool]) -> tuple[float, float, float]:
+    """Share of successes and its 95 % interval, %."""
+    low, high = binomtest(sum(used), len(used)).proportion_ci(method="wilson")
+    return 100 * float(np.mean(used)), 100 * low, 100 * high
 
 
 def gather(rows: list[dict], **chosen: Any) -> list[dict]:
     found = [row for row in rows if all(row[k] == v for k, v in chosen.items())]
     return sorted(found, key=lambda row: row["seed"])
+
+
+def outcomes(rows: list[dict], condition: str) -> list[bool]:
+    """Of these cells' roll-outs; with a displaced thing, of those in which it was displaced."""
+    return [
+        solved
+        for row in rows
+        for solved, displaced in zip(row["solved"], row["displaced"], strict=True)
+        if displaced or condition != "displaced"
+    ]
 
 
 def success_table(rows: list[dict], data: str, condition: str) -> list[str]:
@@ -278,14 +288,8 @@ def success_table(rows: list[dict], data: str, condition: str) -> list[str]:
         texts, means, counts = [], [], set()
         for task in TASKS:
             found = gather(of_policy, task=task)
-            # of a displaced thing, those in which it was displaced
-            used = [
-                s
-                for row in found
-                for s, d in zip(row["solved"], row["displaced"], strict=True)
-                if d or condition != "displaced"
-            ]
-            texts.append(wilson(sum(used), len(used)) if used else "–")
+            used = outcomes(found, condition)
+            texts.append("{:.0f} [{:.0f}, {:.0f}]".format(*wilson(used)) if used else "–")
             means += [np.mean(used)] if used else []
             counts |= {f"{len(found)} × {len(row['solved'])}" for row in found}
         if of_policy:
@@ -333,10 +337,34 @@ def weights_table(rows: list[dict], data: str) -> list[str]:
     return lines
 
 
+def draw(rows: list[dict], data: str, path: Path) -> None:
+    """Bars of success with their intervals: a panel a task, a bar a policy, lighter once displaced."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(TASKS), sharey=True)
+    policies = [
+        name for name in POLICIES if gather(rows, data=data, policy=name, condition="plain")
+    ]
+    for axis, task in zip(axes, TASKS, strict=True):
+        for number, policy in enumerate(policies):
+            for condition, alpha, beside in (("plain", 1.0, -0.2), ("displaced", 0.45, 0.2)):
+                of = gather(rows, data=data, policy=policy, condition=condition, task=task)
+                if used := outcomes(of, condition):
+                    mean, low, high = wilson(used)
+                    axis.bar(number + beside, mean, 0.4, color=f"C{number}", alpha=alpha)
+                    error = [[mean - low], [high - mean]]
+                    axis.errorbar(number + beside, mean, error, color="black", linewidth=1)
+        axis.set_title(task, fontsize=10)
+        axis.set_xticks(range(len(policies)), policies, rotation=45, ha="right", fontsize=8)
+    axes[0].set(ylabel=f"solved, % ({data})", ylim=(0, 105))
+    figure.suptitle("light bars: the thing was put back half-way", fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
 def report(args: argparse.Namespace) -> str:
     rows = [json.loads(path.read_text()) for path in sorted((args.work / "cells").glob("*.json"))]
     columns = "| task | VIP-RWR | VIP-BC | R3M-RWR | R3M-BC | scratch-BC |"
     text = ["# Twenty demonstrations", "", in_words(about()), ""]
+    args.out.mkdir(parents=True, exist_ok=True)
     for data in dict.fromkeys(row["data"] for row in rows):
         for condition in CONDITIONS:
             if gather(rows, data=data, condition=condition):
@@ -347,9 +375,9 @@ def report(args: argparse.Namespace) -> str:
                     if len(lines) > 2:
                         text += [f"{first} minus {second}, the same starts:", "", *lines, ""]
         text += [f"## {data} demonstrations: weights", "", *weights_table(rows, data), ""]
+        draw(rows, data, args.out / f"offline_rl_{data}.png")
     text += ["## The paper's, on a real robot, %", "", columns, "|---" * 6 + "|"]
     text += [f"| {task} | {' | '.join(map(str, numbers))} |" for task, numbers in PAPER.items()]
-    args.out.mkdir(parents=True, exist_ok=True)
     result = {"about": about(), "rows": rows}
     (args.out / "offline_rl.json").write_text(json.dumps(result) + "\n")
     (args.out / "offline_rl.md").write_text("\n".join(text) + "\n")

@@ -50,6 +50,8 @@ def parse_args() -> argparse.Namespace:
     add("--clip", type=float, help="of RWR: no weight above so many times their mean (none)")
     horizon = "of RWR: steps whose rewards make R; 0: to the end"
     add("--horizon", type=int, default=default.horizon, help=f"{horizon} (%(default)s)")
+    noise = "on the policy's inputs in training, in parts of their deviation"
+    add("--noise", type=float, default=default.noise, help=f"{noise} (%(default)s)")
     add("--gamma", type=float, default=default.gamma, help="of td3bc and iql (%(default)s)")
     add("--steps", type=int, default=default.steps, help="updates (%(default)s)")
     add("--batch-size", type=int, default=default.batch_size, help="(%(default)s)")
@@ -137,6 +139,7 @@ def main() -> None:
         print(f"{name.replace('_', ' ')}: {value:.2g}")
     train(args, learner)
     about = {"encoder": args.encoder or "bundled", "method": args.method}
+    learner.actor.eval()
     save_policy(learner.actor, steps, args.out / "policy.pt", **about)
     result = {"settings": vars(args), "steps": len(steps), "episodes": episodes, **learner.about}
     if args.task:

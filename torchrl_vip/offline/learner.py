@@ -21,6 +21,7 @@ from torchrl_vip.files import write_whole
 from torchrl_vip.functional import effective_sample_size
 from torchrl_vip.offline.losses import RWRLoss
 from torchrl_vip.offline.policies import (
+    NOISE,
     action_spec,
     make_actor,
     make_critic,
@@ -44,6 +45,7 @@ class Settings:
             single step says little: on the tabletop 20 of them go with true progress by .3 to .7 (rank
             correlation), one by 0 to .3.
         gamma: discount of TD3+BC and IQL.
+        noise: of the policy's inputs in training, in parts of their deviation.
         steps, batch_size, lr: updates of Adam.
         seed: of the networks and the batches.
     """
@@ -54,6 +56,7 @@ class Settings:
     clip: float | None = None
     horizon: int = 20
     gamma: float = 0.98
+    noise: float = NOISE
     steps: int = 20_000
     batch_size: int = 32
     lr: float = 1e-3
@@ -91,7 +94,7 @@ class Learner:
         torch.manual_seed(settings.seed)
         self.settings, self.step = settings, 0
         self.about: dict[str, float] = {}
-        self.actor = make_actor(steps, stochastic=settings.method == "iql")
+        self.actor = make_actor(steps, stochastic=settings.method == "iql", noise=settings.noise)
         self.weights: Tensor | None = None
         self.loss = self._make_loss(steps)
         self.targets = None
@@ -197,7 +200,7 @@ def save_policy(actor: TensorDictModule, steps: TensorDict, file: Path, **about:
 
 
 def load_policy(file: str | Path) -> tuple[TensorDictModule, dict[str, Any]]:
-    """A policy that :func:`save_policy` wrote, frozen, and what was kept about it.
+    """A policy that :func:`save_policy` wrote, frozen and without noise, and what was kept about it.
 
     Raises:
         ValueError: no such file, or it is damaged.
@@ -211,4 +214,4 @@ def load_policy(file: str | Path) -> tuple[TensorDictModule, dict[str, Any]]:
     except Exception as error:
         reason = (str(error).splitlines() or [repr(error)])[0]
         raise ValueError(f"{file} is no policy that save_policy wrote: {reason}.") from error
-    return actor.requires_grad_(False), state["about"]
+    return actor.eval().requires_grad_(False), state["about"]
