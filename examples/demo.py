@@ -21,24 +21,18 @@ import numpy as np
 import torch
 from figures import Episode
 from tensordict import TensorDict
-from torch import Tensor
 from torchrl.envs import Compose, EnvBase, TransformedEnv
-from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
-from torchrl_vip import (
-    FrozenEncoder,
-    VIPRewardTransform,
-    VIPTransform,
-    goal_distance,
-    load_vip,
-)
+from torchrl_vip import VIPRewardTransform, VIPTransform, goal_distance
+from torchrl_vip.curves import Thumbnails, draw_curve, measure
+from torchrl_vip.curves.curve import small
+from torchrl_vip.curves.figures import save
 from torchrl_vip.data.video import read_frames
 from torchrl_vip.evaluation.metrics import voc
 from torchrl_vip.goals import read_image
 
 SETTLE = 10  # steps after the success
-KEPT = 128  # frames of a video kept for its picture: a minute of full size does not fit into memory
 
 
 # -- episodes of the simulator ----------------------------------------------------------------------
@@ -154,79 +148,42 @@ def simulated(args: argparse.Namespace) -> None:
 # -- a video ----------------------------------------------------------------------------------------
 
 
-def look_through(video: str, encoder: FrozenEncoder) -> tuple[Tensor, dict[int, np.ndarray]]:
-    """Embeddings ``[T, D]`` of all frames, and at most KEPT + 1 small images by their numbers, first
-    and last included.
+def moments(video: str) -> np.ndarray | None:
+    """Seconds of each frame of a video file, ``[T]``; None of a folder of frames."""
+    from torchrl_vip.data.video_file import probe
 
-    Raises:
-        ValueError: no video of two or more frames.
-    """
-    z, kept, stride = [], {}, 1
-    for number, frame in enumerate(tqdm(read_frames(video), desc="frames", unit="frame")):
-        z.append(encoder(frame))
-        if number % stride == 0:
-            kept[number] = small(frame)
-        if len(kept) > KEPT:
-            stride *= 2
-            kept = {n: image for n, image in kept.items() if n % stride == 0}
-    if len(z) < 2:
-        raise ValueError(f"{video}: {len(z)} frame(s); wanted a video of two or more.")
-    kept[len(z) - 1] = small(frame)
-    return torch.stack(z), kept
-
-
-def small(frame: Tensor) -> np.ndarray:
-    """uint8 ``[3, H, W]`` as an image ``[H, W, 3]``, its longer side at most 400 pixels."""
-    scale = min(1.0, 400 / max(frame.shape[1:]))
-    size = [max(1, round(side * scale)) for side in frame.shape[1:]]
-    return resize(frame, size, antialias=True).permute(1, 2, 0).numpy()
-
-
-def frame_rate(video: str) -> float | None:
-    """Frames a second of a video file; None of a folder of frames, or where the file does not say."""
-    if Path(video).is_dir():
-        return None
-    import av
-
-    with av.open(str(video)) as container:
-        stream = container.streams.video[0]
-        rate = stream.average_rate or stream.guessed_rate
-    return float(rate) if rate else None
+    return None if Path(video).is_dir() else probe(Path(video)).seconds
 
 
 def filmed(args: argparse.Namespace) -> None:
     """Distance along a video, towards its own last frame or a given goal image."""
-    encoder = FrozenEncoder(load_vip(args.encoder))
     picture = read_image(args.goal) if args.goal else None  # before the minutes of a long video
-    z, images = look_through(args.video, encoder)
-    z_goal = z[-1] if picture is None else encoder(picture)
-    distance = goal_distance(z, z_goal).numpy()
+    shown = Thumbnails(tqdm(read_frames(args.video), desc="frames", unit="frame"))
+    try:
+        curve = measure(shown, picture, args.encoder)
+    except ValueError as error:
+        raise ValueError(f"{args.video}: {str(error).removeprefix(f'{args.video}: ')}") from error
 
     name = Path(args.video).resolve().name
     goal_name = Path(args.goal).name if args.goal else "its own last frame"
-    sentences = [
-        figures.order_sentence(distance),
-        figures.way_sentence(distance),
-        figures.steps_sentence(distance),
-    ]
+    sentences = curve.sentences()
     if not args.goal:
         sentences.append(
             "Against its own last frame almost any embedding orders a clip well, even raw pixels: "
             "--goal with the end of another episode says more."
         )
-    print(f"{name}: {len(z)} frames, goal image: {goal_name}")
+    print(f"{name}: {len(curve)} frames, goal image: {goal_name}")
     print("\n".join(sentences))
-    path = args.out / f"{Path(args.video).resolve().stem}.png"
-    figures.draw_video(
-        images,
-        distance,
-        images[len(z) - 1] if picture is None else small(picture.permute(2, 0, 1)),
-        path,
+    figure = draw_curve(
+        curve,
+        shown.images,
+        shown.images[len(curve) - 1] if picture is None else small(picture),
+        times=moments(args.video),
         title=f"How far is {name} from {f'the goal image {goal_name}' if args.goal else goal_name}?",
         goal_name=goal_name,
         sentences=sentences,
-        rate=frame_rate(args.video),
     )
+    path = save(figure, args.out / f"{Path(args.video).resolve().stem}.png")
     print(f"wrote {path}")
 
 
