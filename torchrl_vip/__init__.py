@@ -1,33 +1,21 @@
 """VIP for TorchRL: rewards for robots from nothing but a goal image."""
 
-from torchrl_vip.configs import register_configs
-from torchrl_vip.encoders import ENCODERS, FrozenEncoder, VIPEncoder
-from torchrl_vip.functional import camera_weights, goal_distance, goal_reward, preprocess, vip_loss
-from torchrl_vip.losses import VIPLoss
-from torchrl_vip.masking import BehindRobot, mask_robot
-from torchrl_vip.streaming import VIPReward, VIPRewardWrapper
-from torchrl_vip.transforms import MaskRobot, VIPRewardTransform, VIPTransform
-from torchrl_vip.weights import CheckpointError, load_vip, save_vip
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
 
-__all__ = [
-    "ENCODERS",
-    "BehindRobot",
-    "CheckpointError",
-    "FrozenEncoder",
-    "MaskRobot",
-    "VIPEncoder",
-    "VIPLoss",
-    "VIPReward",
-    "VIPRewardTransform",
-    "VIPRewardWrapper",
-    "VIPTransform",
-    "camera_weights",
-    "goal_distance",
-    "goal_reward",
-    "load_vip",
-    "mask_robot",
-    "preprocess",
-    "register_configs",
-    "save_vip",
-    "vip_loss",
-]
+if Path(sys.argv[0] if sys.argv else "").stem != "torchrl-vip":
+    from torchrl_vip.names import *  # noqa: F403  (names.py says which)
+    from torchrl_vip.names import __all__ as __all__
+
+# The command `torchrl-vip` alone imports what it needs when it needs it: else its --help takes seconds.
+# Elsewhere all is imported at once: torchrl crashes when it is imported after MuJoCo's first picture.
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__") or importlib.util.find_spec(f"{__name__}.{name}"):
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}"
+        )  # a module is imported
+    return getattr(importlib.import_module("torchrl_vip.names"), name)

@@ -16,6 +16,7 @@ from torchrl_vip.curves.figures import AWAY, DISTANCE, GOAL_COLOUR, TOWARDS, pla
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 Curves = Mapping[str, Mapping[str, Curve]]
 
@@ -115,6 +116,7 @@ def smoothness_text(curves: Curves) -> str:
 def draw_smoothness(curves: Curves) -> Figure:
     """The table as a picture, the best encoder of each number in bold."""
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
     rows = smoothness(curves)
     if len(rows) > TABLE_ROWS:
@@ -128,7 +130,7 @@ def draw_smoothness(curves: Curves) -> Figure:
         [[plain(text) for text in row] for row in texts],
         colLabels=["video", "encoder", *COLUMNS.values()],
         colWidths=[0.36, 0.24, *[0.1] * len(COLUMNS)],
-        bbox=[0, 0, 1, 1],
+        bbox=Bbox.unit(),
     )
     table.auto_set_font_size(False)
     table.set_fontsize(10)
@@ -136,7 +138,7 @@ def draw_smoothness(curves: Curves) -> Figure:
         cell.set_linewidth(0.4)
         cell.get_text().set_horizontalalignment("left" if column < 2 else "right")
         if row == 0 or (column > 1 and row - 1 in _best(rows, column - 2)):
-            cell.get_text().set_weight("bold")
+            cell.get_text().set_fontweight("bold")
     return figure
 
 
@@ -311,7 +313,7 @@ def _grey(image: np.ndarray) -> np.ndarray:
     return np.repeat(image.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
 
 
-def _overlay(axis: Axes, heat: np.ndarray, shape: tuple[int, int], reach: float):
+def _overlay(axis: Axes, heat: np.ndarray, shape: tuple[int, int], reach: float) -> AxesImage:
     """A map over a frame of this shape: strong changes hide it, none leave it as it is."""
     return axis.imshow(
         heat,

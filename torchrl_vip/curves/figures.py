@@ -75,7 +75,7 @@ def draw_curve(
         write(figure.add_subplot(grid[0, :]), lines)
     above = figure.add_subplot(grid[2, :columns])
     below = figure.add_subplot(grid[3, :columns], sharex=above)
-    label = _clock(ticks, times is not None)
+    label = clock(ticks, times is not None)
     if shown:
         distance = next(iter(named.values())).distance if len(named) == 1 else None
         for column, number in enumerate(numbers):
@@ -157,7 +157,7 @@ def _ends(curves: Mapping[str, Curve], label: Callable[[int], str]) -> list[str]
     ]
 
 
-def _clock(ticks: np.ndarray, in_seconds: bool) -> Callable[[int], str]:
+def clock(ticks: np.ndarray, in_seconds: bool) -> Callable[[int], str]:
     """How a frame's moment is written."""
     digits = 1 if ticks[-1] >= 2 else 2
     return lambda n: f"{ticks[n]:.{digits}f} s" if in_seconds else f"frame {n}"

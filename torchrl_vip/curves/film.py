@@ -76,11 +76,12 @@ class _Scene:
     ):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
 
         width, dpi = slot + PLOT, 100
-        figure = Figure(figsize=(width / dpi, HEIGHT / dpi), dpi=dpi, layout="constrained")
+        beside = ConstrainedLayoutEngine(rect=(slot / width, 0, PLOT / width, 1))
+        figure = Figure(figsize=(width / dpi, HEIGHT / dpi), dpi=dpi, layout=beside)
         canvas = FigureCanvasAgg(figure)
-        figure.get_layout_engine().set(rect=(slot / width, 0, PLOT / width, 1))
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
         draw_distance(above, curves, ticks)
         draw_reward(below, curves, ticks)
@@ -127,7 +128,7 @@ def write_film(
     *,
     times: np.ndarray | None = None,
     title: str = "",
-    name: str = "curve",
+    name: str = "film",
 ) -> list[Path]:
     """Write ``NAME.mp4`` and ``NAME.gif`` into a folder; arguments as :func:`film_frames`.
 

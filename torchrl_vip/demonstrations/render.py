@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from torchrl_vip.cli import program
 from torchrl_vip.data.video import write_video
 from torchrl_vip.demonstrations.idle import IdleJob, render_idle
 from torchrl_vip.demonstrations.lerobot import write_lerobot
@@ -148,7 +149,12 @@ def _named(stored: list[Demonstration], folder: str) -> dict[str, Demonstration]
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("render", "demonstrations.render"),
+        description=__doc__.replace(
+            "python -m torchrl_vip.demonstrations.render",
+            program("render", "demonstrations.render"),
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--out", type=output_folder, required=True, help="folder of the clips")

@@ -28,19 +28,20 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchrl_vip.cli import INTERRUPTED, guarded, program
+
 if TYPE_CHECKING:
     from torchrl_vip.label.job import Labeller, Settings
     from torchrl_vip.label.rows import Summary
     from torchrl_vip.label.stream import Meter
 
 UNREADABLE = 3  # exit code of a run that left episodes out
-INTERRUPTED = 130
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m torchrl_vip.label",
-        description=__doc__,
+        prog=program("label"),
+        description=__doc__.replace("python -m torchrl_vip.label", program("label")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -318,17 +319,16 @@ def tell_agreement(
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     args = make_parser().parse_args(arguments)
-    from torchrl_vip.weights import CheckpointError
 
-    try:
-        return run(args)
-    except (ValueError, OSError, ImportError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on.", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)  # decoding threads are not waited for
+    def work(_: list[str]) -> int:
+        try:
+            return run(args)
+        except KeyboardInterrupt:
+            print("\ninterrupted: the same command goes on.", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)  # decoding threads are not waited for
+
+    return guarded(work, [])
 
 
 if __name__ == "__main__":

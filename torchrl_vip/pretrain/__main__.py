@@ -1,5 +1,6 @@
 """Command line of value-implicit pre-training; every field is in config.yaml beside this file."""
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any, cast
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+
+from torchrl_vip.cli import program
 
 
 @hydra.main(version_base=None, config_path=".", config_name="config")
@@ -86,12 +89,41 @@ def command() -> None:
         sys.exit(f"error: {explain(error)}")
 
 
-if __name__ == "__main__":
+def make_parser() -> argparse.ArgumentParser:
+    """The fields that may be given, for a shell to complete; Hydra reads them."""
+    folder = Path(__file__).parent
+    presets = sorted(path.stem for path in (folder / "preset").glob("*.yaml"))
+    loaded = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    config = cast(dict[str, Any], loaded)
+    fields = [
+        f"{name}.{inner}=" if inner else f"{name}="
+        for name, value in config.items()
+        if name not in ("defaults", "hydra")
+        for inner in (value if isinstance(value, dict) else [""])
+    ]
+    parser = argparse.ArgumentParser(prog=program("pretrain"))
+    choices = [*(f"preset={preset}" for preset in presets), *fields]
+    parser.add_argument(
+        "fields", nargs="*", choices=choices, metavar="FIELD=VALUE", help="see --help"
+    )
+    return parser
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code, or raises SystemExit with it."""
+    if arguments is not None:
+        sys.argv[1:] = arguments  # where Hydra reads them
     if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's own help drops the comments
-        print(Path(__file__).with_name("config.yaml").read_text(), end="")
-        sys.exit()
+        text = Path(__file__).with_name("config.yaml").read_text()
+        print(text.replace("python -m torchrl_vip.pretrain", program("pretrain")), end="")
+        return 0
     try:
         command()
     except KeyboardInterrupt:  # before the run has begun
         print("\ninterrupted: nothing was written.", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())
