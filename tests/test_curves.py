@@ -1,11 +1,13 @@
 """Curves of a video: numbers, words and pictures."""
 
+import itertools
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from clips import film, ramp
+from clips import film, ramp, write_folder
 from PIL import Image
 
 from torchrl_vip import VIPReward
@@ -13,12 +15,16 @@ from torchrl_vip.curves import (
     Curve,
     RawPixels,
     Thumbnails,
+    charts,
     code_to_reproduce,
     draw_curve,
     measure,
     open_encoder,
 )
+from torchrl_vip.curves.__main__ import main
 from torchrl_vip.curves.curve import BATCH, KEPT
+from torchrl_vip.curves.film import film_frames, write_film
+from torchrl_vip.curves.saliency import saliency
 from torchrl_vip.functional import IMAGENET_STD
 
 pytest.importorskip("matplotlib")
@@ -173,8 +179,6 @@ def test_steps_and_the_way_are_said_in_words():
 
 
 def test_numbers_are_of_json_also_where_the_video_begins_at_its_goal():
-    import json
-
     numbers = json.loads(json.dumps(curve(0, 2, 1).numbers(), allow_nan=False))
     assert numbers["bump_size"] is None and numbers["covered"] is None
     assert numbers["distance"] == [0, 2, 1] and numbers["reward"] == [-2, 1]
@@ -234,3 +238,169 @@ def test_encoders_are_compared_in_parts_of_their_first_distance():
     ]
     assert "first frame's = 1" in above.get_ylabel()
     assert list(below.lines[1].get_ydata()[:2]) == [0.75, 0.25]
+
+
+def test_rewards_of_all_videos_are_counted_each_in_parts_of_its_first_distance():
+    curves = {"a": {"x": curve(10, 5, 6)}, "b": {"x": curve(2, 1)}}
+    assert charts.step_rewards(curves, "x") == pytest.approx([0.5, -0.1, 0.5])
+    (axis,) = charts.draw_rewards(curves).axes
+    counts = {round(bar.get_x() + bar.get_width() / 2, 2): bar.get_height() for bar in axis.patches}
+    assert sum(counts.values()) == 3
+    assert sum(n for x, n in counts.items() if x > 0) == 2  # none of both signs in a bar
+    assert {text.get_text() for text in axis.texts} == {"away: 33 %", "towards: 67 %"}
+
+
+def test_the_table_has_every_video_and_the_means_and_marks_the_best():
+    curves = {
+        "a": {"good": curve(4, 2, 1, 0), "bad": curve(4, 5, 3, 4)},
+        "b": {"good": curve(0, 1), "bad": curve(2, 1)},  # begins at its goal: no bump size
+    }
+    text = charts.smoothness_text(curves)
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[1] == ["a", "good", "1.00", "0.00", "0.00", "1.00"]
+    assert lines[3] == ["b", "good", "-1.00", "1.00", "–", "0.00"]
+    assert lines[-2] == ["mean", "of", "2", "good", "0.00", "0.50", "0.00", "0.50"]
+    (table,) = charts.draw_smoothness(curves).axes[0].tables
+    bold = {at for at, cell in table.get_celld().items() if cell.get_text().get_weight() == "bold"}
+    assert {(1, column) for column in range(2, 6)} <= bold and (2, 2) not in bold and (4, 2) in bold
+
+
+def test_a_path_keeps_distances_and_says_how_far_the_goal_is_from_its_plane():
+    z = np.array([[0, 0, 0], [3, 0, 0], [3, 1, 0]], np.float32)
+    path, goal, share = charts.project(Curve(z, np.array([3, 1, 7], np.float32)))
+    assert np.linalg.norm(path[0] - path[2]) == pytest.approx(math.sqrt(10))
+    assert goal[:2] == pytest.approx(path[2]) and goal[2] == pytest.approx(7)
+    assert share.sum() == pytest.approx(1) and share[0] > share[1]
+    assert charts.project(curve(1, 1))[0].shape == (2, 2)  # a point
+
+
+def test_attempts_are_ranked_by_where_they_end():
+    figure = charts.draw_attempts({"far": curve(5, 4), "near": curve(9, 1)}, threshold=2.0)
+    names = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert names == ["near: ends at 1.0", "far: ends at 4.0"]
+
+
+class LeftHalf(torch.nn.Module):
+    """The mean of the left half of a frame, in [0, 1]; sees nothing else."""
+
+    image_size, dim = 32, 1
+
+    def forward(self, frames):
+        return (frames[..., :16] * 0.225 + 0.45).mean((-3, -2, -1))[:, None]
+
+
+def test_saliency_is_where_hiding_changes_the_distance_and_has_its_sign():
+    frame = np.zeros((40, 64, 3), np.uint8)
+    frame[10:30, 16:26] = 255  # white, in the left half of the square that the encoder sees
+    frame[10:30, 40:50] = 255  # and in the right one
+    encoder = open_encoder(LeftHalf())
+    dark = saliency(frame, np.zeros(1, np.float32), encoder, cells=8, patch=0.1)
+    bright = saliency(frame, np.ones(1, np.float32), encoder, cells=8, patch=0.1)
+    assert dark.shape == (8, 13)
+    assert np.unravel_index(dark.argmin(), dark.shape)[1] in (3, 4, 5)  # without it, it is darker
+    assert dark.min() < -0.01 and bright.max() > 0.01
+    assert np.abs(dark[:, 8:]).max() < 0.1 * np.abs(dark).max()
+    draw = charts.draw_saliency({"now": frame}, {"left": [dark]}, title="t")
+    draw.canvas.draw()
+
+
+def test_a_film_shows_the_frame_and_fades_the_curve_to_come():
+    frames = [np.full((60, 90, 3), 10 * t, np.uint8) for t in range(11)]
+    falls = curve(*np.linspace(1, 0, 11))
+    pictures = list(film_frames(frames, falls, title="a $ b"))
+    assert len(pictures) == 11 and len({picture.shape for picture in pictures}) == 1
+    height, width, _ = pictures[0].shape
+    assert height % 2 == width % 2 == 0
+    assert abs(int(pictures[7][height // 2, 100].mean()) - 70) < 5
+    ink = [(255 - picture[:, -500:].astype(int)).sum() for picture in pictures]
+    assert all(earlier < later for earlier, later in itertools.pairwise(ink))
+
+
+def test_a_film_lasts_as_long_as_its_video(tmp_path):
+    import av
+
+    frames = [np.full((90, 50, 3), 2 * t, np.uint8) for t in range(100)]
+    times = np.arange(100) / 25
+    mp4, gif = write_film(tmp_path, frames, curve(*np.linspace(1, 0, 100)), times=times)
+    with av.open(str(mp4)) as video:
+        assert float(video.duration / 1e6) == pytest.approx(4, abs=0.1)
+    with Image.open(gif) as moving:
+        assert 40 <= moving.n_frames <= 80
+        shown = 0
+        for number in range(moving.n_frames):
+            moving.seek(number)
+            shown += moving.info["duration"]
+    assert shown == pytest.approx(5_000, abs=300)  # and a second at the end
+
+
+# -- the command ------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_every_picture_and_all_numbers(tmp_path, capsys):
+    film(tmp_path / "try.mp4", [0, 40, 80, 120, 255], side=64)
+    write_folder(tmp_path / "frames", 3)
+    Image.fromarray(np.full((64, 64, 3), 255, np.uint8)).save(tmp_path / "done.png")
+    videos = [tmp_path / "try.mp4", tmp_path / "frames", tmp_path / "try.mp4"]
+    flags = ["--goal", tmp_path / "done.png", "--encoder", "pixels", "--out", tmp_path / "look"]
+    assert main([*map(str, videos), *map(str, flags)]) == 0
+    written = {
+        str(path.relative_to(tmp_path / "look")) for path in (tmp_path / "look").rglob("*.*")
+    }
+    each = {"curve.png", "film.mp4", "film.gif", "path.png", "saliency.png"}
+    together = {"rewards.png", "smoothness.png", "attempts.png", "curves.json"}
+    names = ("try", "frames", "try_2")
+    assert written == together | {f"{name}/{file}" for name in names for file in each}
+    numbers = json.loads((tmp_path / "look/curves.json").read_text())["videos"]
+    measured = measure(tmp_path / "try.mp4", tmp_path / "done.png", "pixels")
+    assert numbers["try"]["encoders"]["pixels"]["distance"] == pytest.approx(
+        measured.distance.tolist()
+    )
+    assert set(numbers["try"]["encoders"]["pixels"]["saliency"]) == {"0", "2", "4"}
+    assert numbers["frames"]["seconds"] is None and len(numbers["try"]["seconds"]) == 5
+    said = capsys.readouterr().out
+    assert "try, pixels: 100 % of steps lead towards the goal" in said and "mean of 3" in said
+
+
+def test_a_folder_that_is_there_is_kept_but_for_one_of_this_command(tmp_path, capsys):
+    video = film(tmp_path / "try.mp4", [0, 255], side=64)
+    line = [str(video), "--encoder", "pixels", "--only", "rewards", "--out", str(tmp_path / "look")]
+    (tmp_path / "look").mkdir()
+    (tmp_path / "look/mine").write_text("mine")
+    assert main([*line, "--overwrite"]) == 1
+    assert "exists and is not empty: give another folder" in capsys.readouterr().err
+    (tmp_path / "look/mine").unlink()
+    assert main(line) == 0 and main(line) == 1
+    assert "add --overwrite" in capsys.readouterr().err
+    assert main([*line, "--overwrite"]) == 0
+    assert {path.name for path in (tmp_path / "look").iterdir()} == {"rewards.png", "curves.json"}
+    assert main([*line[:-1], str(video / "below")]) == 1
+    assert "wanted a folder that can be made" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["nowhere.mp4"], "nowhere.mp4"),
+        (["text.mp4"], "text.mp4: not a readable video"),
+        (["one.mp4"], "one.mp4: 1 frame(s); wanted a video of two or more"),
+        (["try.mp4", "--goal", "nowhere.png"], "--goal nowhere.png is no file; wanted an image"),
+        (["try.mp4", "--goal", "7"], "try.mp4: goal 7: the video has frames 0 to 1"),
+        (["try.mp4", "--goal", "text.mp4"], "text.mp4 cannot be read; wanted a PNG"),
+        (["try.mp4", "--encoder", "huge"], "'huge' is neither a bundled checkpoint"),
+        (["try.mp4", "--encoder", "tiny", "tiny"], "one is named twice"),
+        (["try.mp4", "--smoothing", "1"], "--smoothing 1.0: wanted a share in [0, 1)"),
+        (["try.mp4", "--saliency-frames", "0"], "wanted 1 or more"),
+        (["try.mp4", "--device", "cuda:77"], "--device cuda:77: "),
+    ],
+)
+def test_a_mistake_is_a_line_and_leaves_nothing(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    film(tmp_path / "try.mp4", [0, 255], side=64)
+    film(tmp_path / "one.mp4", [0], side=64)
+    (tmp_path / "text.mp4").write_text("no video")
+    if "--encoder" not in flags:
+        flags = [*flags, "--encoder", "pixels"]
+    assert main([*flags, "--out", "look"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+    assert not [path for path in tmp_path.iterdir() if "look" in path.name]

@@ -299,12 +299,12 @@ def draw_saliency(
     for axis, (name, image) in zip(panels[0], images.items(), strict=True):
         show(axis, image, name)
     for row, (encoder, maps) in zip(panels[1:], heat.items(), strict=True):
-        reach = max(float(np.abs(one).max()) for one in maps) or 1.0
         for axis, image, one in zip(row, images.values(), maps, strict=True):
             show(axis, _grey(image), "")
-            drawn = _overlay(axis, one, image.shape[:2], reach)
+            # a scale of its own: at the goal every change makes the distance grow, and by much
+            bar = figure.colorbar(_overlay(axis, one, image.shape[:2]), ax=axis, fraction=0.04)
+            bar.ax.tick_params(labelsize=7)
         row[0].set_ylabel(plain(encoder), fontsize=9)
-        bar = figure.colorbar(drawn, ax=list(row), fraction=0.04)
         bar.set_label("change of the distance\n(embedding units)", fontsize=8)
     return figure
 
@@ -313,8 +313,9 @@ def _grey(image: np.ndarray) -> np.ndarray:
     return np.repeat(image.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
 
 
-def _overlay(axis: Axes, heat: np.ndarray, shape: tuple[int, int], reach: float) -> AxesImage:
+def _overlay(axis: Axes, heat: np.ndarray, shape: tuple[int, int]) -> AxesImage:
     """A map over a frame of this shape: strong changes hide it, none leave it as it is."""
+    reach = float(np.abs(heat).max()) or 1.0
     return axis.imshow(
         heat,
         cmap="RdBu_r",
