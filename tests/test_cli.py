@@ -44,7 +44,6 @@ def _as_before(monkeypatch):
 @pytest.mark.parametrize(
     "arguments, code",
     [(["--help"], 0), (["--version"], 0), ([], 2), (["labl"], 2), (["weights", "--help"], 0)],
-    ids=" ".join,
 )
 def test_help_and_version_import_nothing_heavy(arguments, code):
     ended = run(*arguments)

@@ -172,9 +172,10 @@ def _write_gif(path: Path, pictures: list[np.ndarray], seconds: float) -> Path:
         Image.fromarray(picture).quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         for picture in pictures
     )
-    # browsers slow a GIF down that is faster than 50 frames a second
-    wait = max(20, round(1_000 * seconds / len(pictures)))
-    times = [wait] * len(rest) + [wait + 1_000]
+    # A GIF's times are in hundredths of a second; browsers slow down what is shown for less than two.
+    ends = np.round(np.arange(len(pictures) + 1) * 100 * seconds / len(pictures))
+    times = (10 * np.diff(ends).clip(min=2)).astype(int).tolist()
+    times[-1] += 1_000
     return write_whole(
         path,
         lambda part: first.save(
