@@ -29,6 +29,7 @@ from pages import (
 # Modules whose public classes and functions the API reference documents; packages by their __all__.
 MODULES = [
     "torchrl_vip",
+    "torchrl_vip.curves",
     "torchrl_vip.demonstrations.store",
     "torchrl_vip.evaluation.calibration",
     "torchrl_vip.evaluation.clips",

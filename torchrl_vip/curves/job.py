@@ -87,7 +87,8 @@ def encoder_on(name: str, blur: float, device: str) -> FrozenEncoder:
     """
     encoder = open_encoder(name, blur=blur)
     try:
-        return encoder.to(torch.device(device))
+        torch.empty(0, device=device)  # raw pixels have no weights that would be refused
+        return encoder.to(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {device}: {reason}; wanted cpu, cuda, cuda:1, ...") from error
