@@ -37,13 +37,12 @@ def draw_rewards(curves: Curves) -> Figure:
     encoders = encoders_of(curves)
     rewards = {encoder: step_rewards(curves, encoder) for encoder in encoders}
     reach = max(np.quantile(np.abs(reward), 0.995) for reward in rewards.values()) or 1.0
-    bins = np.linspace(
-        -reach, reach, 61
-    )  # 0 is the middle of a bin's edge, so none is of both signs
+    half = int(np.clip(np.sqrt(len(rewards[encoders[0]])), 6, 30))
+    bins = np.linspace(-reach, reach, 2 * half + 1)
+    bins[half] = 0.0  # an edge, so that no bin is of both signs
     figure = Figure(figsize=(7, 1.2 + 2.1 * len(encoders)), layout="constrained")
     rows = figure.subplots(len(encoders), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (encoder, reward) in zip(rows, rewards.items(), strict=True):
-        bins[30] = 0.0
         heights, _, bars = axis.hist(reward.clip(-reach, reach), bins=bins)
         for bar in bars:
             bar.set_color(TOWARDS if bar.get_x() >= 0 else AWAY)
