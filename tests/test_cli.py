@@ -93,7 +93,7 @@ def test_a_command_by_python_m_is_called_so():
         (["curves", "nowhere.mp4", "--out", "look"], 1, "error: nowhere.mp4"),
         (["label", "nowhere"], 1, "error: nowhere"),
         (["render", "--out", "x", "--size", "3"], 2, "--size 3: mp4 wants an even number"),
-        (["weights", "chck", "x"], 2, "invalid choice: 'chck'"),
+        (["weights", "inspect", "x"], 2, "invalid choice: 'inspect'"),
         (["curves", "x.mp4"], 2, "the following arguments are required: --out"),
         (["curve", "x.mp4"], 2, "there is no command 'curve': did you mean curves?"),
         (["x"], 2, "there is no command 'x': wanted one of curves, demo, label"),
