@@ -334,7 +334,7 @@ def test_two_gigabytes_are_refused_before_they_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments, message",
     [("--port 99999", "wanted 0 to 65535"), ("--checkpoint nowhere", "not there")],
 )
 def test_a_wrong_argument_is_said(capsys, arguments: str, message: str) -> None:
@@ -352,3 +352,277 @@ def test_without_gradio_the_error_says_how_to_install_it(monkeypatch, capsys) ->
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert command.main([]) == 1
     assert 'pip install "torchrl-vip[page]"' in capsys.readouterr().err
+
+
+# -- the process that works -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_crash_costs_one_answer_and_what_runs_can_be_ended() -> None:
+    worker = Worker("test")
+    try:
+        with pytest.raises(WorkerError, match="crash"):
+            worker.call(os._exit, 1)
+        assert worker.call(os.path.join, "a", "b") == "a/b"
+        with pytest.raises(ZeroDivisionError):
+            worker.call(divmod, 1, 0)
+        with pytest.raises(WorkerError, match="more than 0 s"):
+            worker.call(time.sleep, 60, seconds=0.2)
+        counting = worker.stream(range, 10**9)
+        assert next(counting) == 0
+        counting.close()
+        assert worker.call(len, "abc") == 3
+    finally:
+        worker.close()
+
+
+# -- the page in a browser ------------------------------------------------------------------------------
+
+
+def chromium_or_skip() -> str:
+    """Where Debian's Chromium is; in CI it must be there."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        message = "no Chromium: make setup installs Debian's (sudo apt-get install -y chromium)"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    return program
+
+
+class Server:
+    """The page as a user starts it, in a folder for temporary files of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "torchrl_vip.demo", "--port", "0"],
+            env={**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert found, f"the server said {line!r}"
+        self.url = found[0]
+
+    def files(self) -> list[str]:
+        """What lies on disk of its visitors."""
+        return sorted(
+            str(path.relative_to(self.folder))
+            for path in self.folder.rglob("*")
+            if path.is_file() and path.suffix != ".lock"
+        )
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Server:
+    chromium_or_skip()
+    pytest.importorskip("gradio", reason="the extra page")
+    served = Server(tmp_path_factory.mktemp("tmp"))
+    yield served
+    served.stop()
+    assert served.files() == []
+    assert [path.name for path in served.folder.glob("torchrl_vip_page_*")] == []
+
+
+@pytest.fixture(scope="module")
+def browser(server: Server):
+    """Chromium, for which no other machine has a name."""
+    library = pytest.importorskip("playwright.sync_api", reason="the extra dev")
+    offline = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    with library.sync_playwright() as started:
+        opened = started.chromium.launch(
+            executable_path=chromium_or_skip(), args=[offline, "--no-sandbox"]
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(server: Server, browser):
+    """Opens the page as a new visitor; nothing that it asks for may be elsewhere."""
+    asked: list[str] = []
+    contexts = []
+
+    def open_page(width: int = 1280, height: int = 900):
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, accept_downloads=True
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(120_000)
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(server.url)
+        page.wait_for_selector("#clip .vip-hint")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    ours = (server.url, "data:", "blob:")
+    assert asked and [url for url in asked if not url.startswith(ours)] == []
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> dict[str, Path]:
+    """Small videos and a picture to upload."""
+    folder, frames = tmp_path_factory.mktemp("clips"), moving(24, 96, 128)
+    written = {
+        name: write_video(folder / f"{name}.mp4", frames[:count], fps=12)
+        for name, count in (("whole", 24), ("most", 20), ("half", 12))
+    }
+    Image.fromarray(frames[-1]).save(folder / "end.png")
+    (folder / "fake.mp4").write_bytes(os.urandom(4000))
+    (folder / "huge.png").write_bytes(png_header(30_000, 30_000))
+    with open(folder / "large.mp4", "wb") as file:
+        file.truncate(2 * 10**9)
+    others = {path.stem: path for path in folder.iterdir()}
+    return {**others, **written}
+
+
+def drop(page, where: str, *paths: Path) -> None:
+    page.set_input_files(f"{where} input[type=file]", list(map(str, paths)))
+
+
+def says(page, selector: str, text: str) -> None:
+    """Wait until an element holds a text."""
+    page.wait_for_function(
+        "([selector, text]) => document.querySelector(selector)?.textContent.includes(text)",
+        arg=[selector, text],
+    )
+
+
+@pytest.mark.slow
+def test_a_video_is_measured_at_once_and_its_goal_and_encoders_change(visit, clips) -> None:
+    page = visit()
+    drop(page, "#video", clips["whole"])
+    page.wait_for_selector("#clip .vip-chart")
+    says(page, "#clip .vip-words", "of steps lead towards the goal")
+    says(page, "#clip .vip-hint", "All 24 frames are measured.")
+    page.wait_for_function("document.querySelector('#clip video').currentTime > 0.2")  # it plays
+    before = page.get_attribute("#clip .vip-cursor", "x1")
+    page.wait_for_function(
+        "before => document.querySelector('#clip .vip-cursor').getAttribute('x1') !== before",
+        arg=before,
+    )
+    # a click upon the curve goes to that moment
+    box = page.locator("#clip .vip-chart").first.bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.6, box["y"] + 60)
+    at = page.eval_on_selector("#clip video", "video => [video.paused, video.currentTime]")
+    assert at[0] and 0.9 < at[1] < 1.4
+
+    page.get_by_label("another frame").check()
+    page.locator("#frame input[type=number]").fill("12")
+    page.locator("#frame input[type=number]").press("Enter")
+    slider = page.locator("#frame input[type=range]")
+    assert slider.get_attribute("max") == "23"
+    slider.press("Home")
+    slider.dispatch_event("pointerup")
+    says(page, "#clip .vip-goal", "its frame at 0.0 s")
+    says(page, "#clip .vip-code", "goal=frames[0]")
+
+    page.get_by_label("a picture").check()
+    says(page, "#clip .vip-refusal", "Drop a picture")
+    drop(page, "#picture", clips["end"])
+    says(page, "#clip .vip-goal", "goal: end.png")
+    page.locator("#encoders").get_by_label("raw pixels").check()
+    says(page, "#clip .vip-words", "raw pixels: ")
+    assert page.locator("#clip .vip-chart").first.locator(".vip-line").count() == 2
+
+
+@pytest.mark.slow
+def test_picture_numbers_and_film_are_downloaded(visit, clips) -> None:
+    page = visit()
+    drop(page, "#video", clips["half"])
+    page.wait_for_selector("#clip .vip-chart")
+    kinds = {"curve.png": b"\x89PNG", "curve.csv": b"frame,seconds", "curve.mp4": b"ftyp"}
+    for file, begin in kinds.items():
+        with page.expect_download() as download:
+            page.click(f"[data-file='{file}']")
+        assert download.value.suggested_filename == f"half_{file}"
+        assert begin in Path(download.value.path()).read_bytes()[:20]
+
+
+@pytest.mark.slow
+def test_a_broken_upload_is_refused_in_words_and_the_page_goes_on(server, visit, clips) -> None:
+    page = visit()
+    drop(page, "#video", clips["fake"])
+    says(page, "#clip .vip-refusal", "This cannot be read as a video")
+    before = server.files()
+    page.locator("#video").get_by_label("Clear").or_(page.locator("#video button")).first.click()
+    drop(page, "#video", clips["large"])
+    page.get_by_text("exceeds the maximum").first.wait_for()
+    assert len(server.files()) <= len(before)  # nothing of the 2 GB was written
+    page.reload()
+    page.wait_for_selector("#clip .vip-hint")
+    drop(page, "#video", clips["half"])
+    page.wait_for_selector("#clip .vip-chart")
+    page.get_by_label("a picture").check()
+    drop(page, "#picture", clips["huge"])
+    says(page, "#clip .vip-refusal", "pixels; wanted at most 50 million")
+    page.get_by_label("its last frame").check()
+    page.wait_for_selector("#clip .vip-chart")
+
+
+@pytest.mark.slow
+def test_two_visitors_get_their_own_and_nothing_of_them_is_left(server, visit, clips) -> None:
+    pages = {name: visit() for name in ("whole", "most")}
+    for name, page in pages.items():  # at once
+        drop(page, "#video", clips[name])
+    frames = {"whole": "All 24 frames", "most": "All 20 frames"}
+    sources = {}
+    for name, page in pages.items():
+        says(page, "#clip .vip-hint", frames[name])
+        says(page, "#clip .vip-code", f"{name}.mp4")
+        sources[name] = page.get_attribute("#clip video", "src")
+    one, other = (sources[name].split("/visit/")[1].split("/") for name in pages)
+    assert one[0] != other[0]
+    ask = pages["whole"].request
+    assert ask.get(sources["whole"]).ok
+    for address in (f"{one[0]}/{other[1]}", f"x/{one[1]}", f"{one[0]}/{one[1]}/.."):
+        assert ask.get(f"{server.url}/visit/{address}/played.mp4").status == 404
+    assert ask.get(f"{server.url}/visit/{one[0]}/{one[1]}/upload_0.mp4").status == 404
+    assert server.files()
+    for page in pages.values():
+        page.context.close()
+    until = time.monotonic() + 60
+    while server.files() and time.monotonic() < until:
+        time.sleep(0.5)
+    assert server.files() == []
+
+
+@pytest.mark.slow
+def test_attempts_are_ranked_and_nothing_overflows_on_a_phone(visit, clips) -> None:
+    page = visit(390, 844)
+    page.get_by_role("tab", name="Attempts").click()
+    drop(page, "#attempts_videos", clips["whole"], clips["half"], clips["most"])
+    page.wait_for_selector("#attempts .vip-chart")
+    names = page.locator("#attempts .vip-name").all_inner_texts()
+    assert sorted(names) == ["half.mp4", "most.mp4", "whole.mp4"] and names[-1] == "whole.mp4"
+    says(page, "#attempts .vip-verdict", "ended nearest to the goal")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_role("tab", name="One video").click()
+    drop(page, "#video", clips["half"])
+    page.wait_for_selector("#clip .vip-chart")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.slow
+def test_an_environment_shows_its_reward_live_until_it_is_stopped(visit) -> None:
+    pytest.importorskip("metaworld")
+    page = visit()
+    page.get_by_role("tab", name="Environment").click()
+    page.wait_for_function("document.querySelector('#task input').value === 'drawer-open-v3'")
+    page.locator("#policy").get_by_label("random actions").check()
+    page.click("#start")
+    page.wait_for_selector("#episode .vip-chart")
+    page.wait_for_function(
+        "/step ([5-9]|[1-9][0-9])/.test(document.querySelector('#episode .vip-verdict').textContent)"
+    )
+    page.click("#stop")
+    says(page, "#episode .vip-verdict", "stopped")
+    assert page.locator("#episode img").first.evaluate("image => image.naturalWidth") == 192

@@ -171,7 +171,11 @@ window.vip = (() => {
     if (video !== before && innerWidth < 700) root.scrollIntoView({ behavior: "smooth" });
     video.vipShow = show;
     if (video !== before) {
-      const follow = () => { video.vipShow(video.currentTime); if (video.isConnected) requestAnimationFrame(follow); };
+      let shown = -1;
+      const follow = () => {
+        if (Math.abs(video.currentTime - shown) > 0.02) video.vipShow((shown = video.currentTime));
+        if (video.isConnected) requestAnimationFrame(follow);
+      };
       requestAnimationFrame(() => requestAnimationFrame(follow));
     }
   }
