@@ -20,6 +20,8 @@ missing_packages() {
     has_library libOSMesa.so || echo libosmesa6
     command -v ffmpeg >/dev/null || echo ffmpeg
     command -v g++ >/dev/null || echo g++
+    # the tests of the page; `torchrl_vip.demo` itself works in any browser
+    command -v chromium >/dev/null || command -v chromium-browser >/dev/null || echo chromium
     # torch.compile's kernels include Python.h.
     python3 -c "import os, sysconfig; os.stat(sysconfig.get_path('include') + '/Python.h')" \
         2>/dev/null || echo python3-dev
