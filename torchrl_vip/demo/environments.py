@@ -29,7 +29,7 @@ STEPS = 150
 """Of an episode, at most."""
 SETTLE = 8
 """Steps after the first success."""
-PLAN = {"horizon": 10, "trajectories": 16}
+HORIZON, TRAJECTORIES = 10, 16
 """Of MPPI: what two cores plan in about a second a step."""
 
 
@@ -186,7 +186,7 @@ def _mppi(
     from torchrl_vip.planning import MPPI, Rollouts, last_frame
 
     rollouts = Rollouts(make_sim, last_frame, processes=0)
-    planner = MPPI(base.sim.ACTION_SIZE, seed=seed, **PLAN)
+    planner = MPPI(base.sim.ACTION_SIZE, horizon=HORIZON, trajectories=TRAJECTORIES, seed=seed)
     z_goal = vip(torch.from_numpy(goal))
 
     def score(frames: np.ndarray) -> np.ndarray:

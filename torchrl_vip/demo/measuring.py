@@ -12,7 +12,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -152,7 +152,7 @@ def embed(wish: Wish, sampled: Sample) -> None:
         joined = torch.cat(z).numpy()
         if not np.isfinite(joined).all():
             raise Refused(f"{label(name)} gives values that are not finite.")
-        write_whole(_embedding(wish.folder, name), lambda part, z=joined: _save_array(part, z))
+        write_whole(_embedding(wish.folder, name), partial(_save_array, array=joined))
 
 
 def _batches(frames: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -290,6 +290,8 @@ def _one_video(page: Page) -> None:
                     webcam_options=gr.WebcamOptions(mirror=False),
                     elem_id="webcam",
                 )
+            # else it has ffmpeg encode the recording again, to drop the sound that it does not have
+            webcam.preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign]
             goal = gr.Radio([LAST, FRAME, IMAGE], value=LAST, label="Goal", elem_id="goal")
             frame = gr.Slider(
                 0, 1, 0, step=1, label="Measured frame", visible=False, elem_id="frame"
@@ -509,6 +511,7 @@ def _view(draw: str, name: str) -> gr.HTML:
         html_template='<div class="vip-mount"></div>',
         js_on_load=f"vip.mount(vip.{draw}, element, props, watch);",
         elem_id=name,
+        padding=False,
     )
 
 
@@ -520,6 +523,8 @@ def _answer(act: Callable[[], Any]) -> Any:
         return {"refused": str(error)}
     except WorkerError as error:
         return {"refused": f"This could not be done: {error}. The page goes on; try another file."}
+    except FileNotFoundError:
+        return {"refused": "This upload is gone; drop the file again."}
     except Exception as error:
         print(f"page: {type(error).__name__}: {error}", flush=True)
         return {"refused": f"This could not be done ({type(error).__name__}: {error})."}

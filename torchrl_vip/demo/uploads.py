@@ -37,6 +37,8 @@ ATTEMPTS = 12
 """Videos to compare."""
 VISITS = 100
 """Folders at once; the one that was used least recently goes."""
+IDLE = 6 * 3600
+"""Seconds after which a visit is over, although its page is open."""
 
 
 class Refused(ValueError):
@@ -135,8 +137,7 @@ def check_picture(path: Path) -> None:
                 width, height = image.size
     except Image.DecompressionBombError as error:
         raise Refused(
-            f"This picture has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels; wanted at "
-            f"most {PICTURE_PIXELS / 1e6:.0f} million."
+            f"This picture has too many pixels; wanted at most {PICTURE_PIXELS / 1e6:.0f} million."
         ) from error
     except (OSError, ValueError, SyntaxError) as error:
         raise Refused("This is not a picture that can be read (PNG, JPEG, WebP, ...).") from error
@@ -285,8 +286,12 @@ class Visits:
                 upload.parent.rmdir()
 
     def sweep(self, seconds: float = 600) -> None:
-        """Delete uploads that nobody took for so long, such as those that broke off."""
+        """End visits that are not used, and delete uploads that nobody took for so long, such as those that
+        broke off."""
         with self._lock:
+            now = time.monotonic()
+            for session in [s for s, visit in self._of.items() if now - visit.used > IDLE]:
+                self.leave(session)
             kept: set[Path] = set().union(*(visit.uploads() for visit in self._of.values()))
             for path in sorted(self.uploaded.rglob("*"), reverse=True):  # a folder after its files
                 with contextlib.suppress(OSError):

@@ -141,7 +141,7 @@ def _run(pipe: Connection, function: Callable[..., Iterator[Any]], args: tuple) 
         for item in items:
             pipe.send(("item", item))
             if pipe.poll() and pipe.recv() == "stop":
-                items.close()
+                getattr(items, "close", lambda: None)()  # a generator's end frees what it holds
                 break
         pipe.send(("end", None))
     except (BrokenPipeError, ConnectionResetError):
