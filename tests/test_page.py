@@ -382,6 +382,8 @@ def test_a_crash_costs_one_answer_and_what_runs_can_be_ended() -> None:
         assert worker.call(len, "abc") == 3
     finally:
         worker.close()
+    with pytest.raises(WorkerError, match="is being stopped"):  # and no new process
+        worker.call(len, "abc")
 
 
 # -- the page in a browser ------------------------------------------------------------------------------

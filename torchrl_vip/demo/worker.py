@@ -31,6 +31,7 @@ class Worker:
         self.name, self.threads = name, threads
         self._turn = threading.Lock()
         self._process: Any = None
+        self._closed = False
         self._pipe: Connection
 
     def start(self) -> None:
@@ -77,12 +78,18 @@ class Worker:
                     self._stop()
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process for good, whatever it does; calls that wait for their turn are refused."""
+        self._closed = True
+        self._kill()
+
+    def _kill(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.join()
 
     def _ensure(self) -> None:
+        if self._closed:
+            raise WorkerError("the page is being stopped")
         if self._process is not None and self._process.is_alive():
             return
         context = multiprocessing.get_context("spawn")  # threads and locks do not survive a fork
@@ -91,6 +98,8 @@ class Worker:
             target=_serve, args=(theirs, self.threads), name=self.name, daemon=True
         )
         self._process.start()
+        if self._closed:  # meanwhile
+            self._kill()
         theirs.close()  # so that the process's death is the end of the pipe
 
     def _receive(self, seconds: float) -> tuple[str, Any]:
@@ -98,9 +107,9 @@ class Worker:
             if self._pipe.poll(seconds):
                 return self._pipe.recv()
         except (EOFError, OSError) as error:
-            self.close()
+            self._kill()
             raise WorkerError("it made the program that reads it crash") from error
-        self.close()
+        self._kill()
         raise WorkerError(f"it took more than {seconds:.0f} s")
 
     def _stop(self) -> None:
@@ -113,7 +122,7 @@ class Worker:
             while self._receive(max(until - time.monotonic(), 0))[0] == "item":
                 pass
         except (WorkerError, OSError):
-            self.close()
+            self._kill()
 
 
 def _once(function: Callable[..., Any], *args: Any) -> Iterator[Any]:
