@@ -464,7 +464,7 @@ def visit(server: Server, browser):
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(90_000)
         page.on("request", lambda request: asked.append(request.url))
         page.goto(server.url)
         page.wait_for_selector("#clip .vip-hint")
@@ -569,7 +569,7 @@ def test_a_broken_upload_is_refused_in_words_and_the_page_goes_on(server, visit,
     before = server.files()
     page.locator("#video").get_by_label("Clear").or_(page.locator("#video button")).first.click()
     drop(page, "#video", clips["large"])
-    page.get_by_text("exceeds the maximum").first.wait_for()
+    page.get_by_text("exceed the maximum allowed size").first.wait_for()
     assert len(server.files()) <= len(before)  # nothing of the 2 GB was written
     page.reload()
     page.wait_for_selector("#clip .vip-hint")

@@ -291,7 +291,7 @@ def _one_video(page: Page) -> None:
                     elem_id="webcam",
                 )
             # else it has ffmpeg encode the recording again, to drop the sound that it does not have
-            webcam.preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign]
+            vars(webcam)["preprocess"] = lambda payload: payload and payload.path
             goal = gr.Radio([LAST, FRAME, IMAGE], value=LAST, label="Goal", elem_id="goal")
             frame = gr.Slider(
                 0, 1, 0, step=1, label="Measured frame", visible=False, elem_id="frame"
