@@ -97,7 +97,9 @@ def render_stored(args: argparse.Namespace, entries: dict[str, Entry]) -> None:
     """A suite's shipped demonstrations from each of its cameras, as they are missing in ``entries``."""
     suite, (stride,) = load_suite(args.suite), args.stride
     views = [
-        (task, camera) for task in args.tasks or suite.list_tasks() for camera in suite.CAMERAS
+        (task, camera)
+        for task in args.tasks or suite.list_tasks()
+        for camera in args.cameras or suite.CAMERAS
     ]
 
     def shows(entry: Entry | None, shown: Demonstration) -> bool:
@@ -165,6 +167,7 @@ def make_parser() -> argparse.ArgumentParser:
     splits += "without effect in those scenes"
     add("--split", choices=("train", "heldout", "idle"), default="train", help=splits)
     add("--tasks", nargs="+", help="only these tasks (default: all of the split)")
+    add("--cameras", nargs="+", help="only these cameras of a suite with fixed ones (default: all)")
     episodes = "successes a task (stored ones: all), or idle clips a task and state"
     add("--episodes", type=int, default=10, help=episodes)
     scenes = "successes that share a scene in the train split, and so can be each other's goal"
@@ -220,8 +223,12 @@ def check_stored(suite: ModuleType, args: argparse.Namespace) -> bool:
     """Whether the suite's clips are its stored demonstrations.
 
     Raises:
-        ValueError: options that these cannot have.
+        ValueError: options that these cannot have; cameras that the suite has not.
     """
+    fixed = suite.CAMERAS if hasattr(suite, "demonstrations") else ()
+    if unknown := sorted(set(args.cameras or ()) - set(fixed)):
+        has = f"has {', '.join(fixed)}" if fixed else "draws a camera a clip"
+        raise ValueError(f"--cameras {' '.join(unknown)}: --suite {args.suite} {has}")
     stored = hasattr(suite, "demonstrations") and args.split != "idle"
     if stored and args.split == "train":
         raise ValueError(f"--suite {args.suite} is never trained on; wanted --split heldout")
@@ -238,7 +245,7 @@ def make_idle_jobs(args: argparse.Namespace, suite: ModuleType, tasks: list[str]
     """
     if len(args.stride) > 1:
         raise ValueError("--split idle takes one --stride")
-    cameras = suite.CAMERAS if hasattr(suite, "demonstrations") else (None,)
+    cameras = args.cameras or (suite.CAMERAS if hasattr(suite, "demonstrations") else (None,))
     return [
         IdleJob(args.suite, task, camera, number, args.seed, args.size, args.stride[0])
         for task in tasks
