@@ -15,7 +15,7 @@ from PIL import Image
 from torchrl.envs import RewardSum, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_vip import VIPRewardTransform, VIPTransform, register_configs
+from torchrl_vip import MaskRobot, VIPRewardTransform, VIPTransform, register_configs
 
 hydra = pytest.importorskip("hydra", reason="hydra-core")
 from hydra.core.config_store import ConfigStore  # noqa: E402
@@ -24,7 +24,11 @@ from hydra.utils import instantiate  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 from omegaconf.errors import ConfigAttributeError  # noqa: E402
 
-TRANSFORMS = {"torchrl_vip": VIPTransform, "torchrl_vip_reward": VIPRewardTransform}
+TRANSFORMS = {
+    "torchrl_vip": VIPTransform,
+    "torchrl_vip_reward": VIPRewardTransform,
+    "torchrl_vip_mask_robot": MaskRobot,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -137,6 +141,18 @@ def test_keys_and_dtypes_are_written_as_lists_and_names() -> None:
     cfg.transform.dtype = "bfloat"
     with pytest.raises(InstantiationException, match="dtype=bfloat is invalid: wanted a name"):
         instantiate(cfg.transform)
+
+
+def test_masks_of_one_camera_and_of_several_are_lists_and_lists_within() -> None:
+    name = "+transform=torchrl_vip_mask_robot"
+    assert instantiate(compose(name).transform).mask_keys == ["robot_mask"]
+    one = compose(name, "transform.mask_key=[masks, front]").transform
+    assert instantiate(one).mask_keys == [("masks", "front")]
+    keys = "transform.in_keys=[[views, front], [views, side]]"
+    two = compose(
+        name, keys, "transform.mask_key=[[masks, front], side]", "transform.grow=2"
+    ).transform
+    assert instantiate(two).mask_keys == [("masks", "front"), "side"]
 
 
 def test_a_second_call_and_a_copy_change_nothing() -> None:

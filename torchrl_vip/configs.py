@@ -1,4 +1,4 @@
-"""The two transforms as configs of Hydra, so that a YAML file of TorchRL's trainers can name them.
+"""The transforms as configs of Hydra, so that a YAML file of TorchRL's trainers can name them.
 
 Their fields are read from the signatures of the transforms: an option added there is one here.
 """
@@ -11,19 +11,22 @@ from typing import Any
 
 import torch
 
-from torchrl_vip.transforms import VIPRewardTransform, VIPTransform
+from torchrl_vip.transforms import MaskRobot, VIPRewardTransform, VIPTransform
 
 
 def register_configs() -> None:
-    """Add ``torchrl_vip`` and ``torchrl_vip_reward`` to the group ``transform`` of Hydra's ConfigStore.
+    """Add ``torchrl_vip``, ``torchrl_vip_reward`` and ``torchrl_vip_mask_robot`` to the group ``transform``
+    of Hydra's ConfigStore.
 
-    They build :class:`VIPTransform` and :class:`VIPRewardTransform` and take every option of these.
+    They build :class:`VIPTransform`, :class:`VIPRewardTransform` and :class:`MaskRobot` and take every option
+    of these.
     TorchRL's own ``vip`` and ``vip_reward`` are other classes. Call it before Hydra composes a config; a
     second call changes nothing.
 
     In YAML a nested key is a list: ``reward_key: [agents, reward]``. In a list of keys it is a list within
-    the list: ``in_keys: [[pixels, corner4]]``. A dtype is its name: ``dtype: bfloat16``. What YAML cannot
-    write, a network or an image, is a node with a ``_target_`` of its own.
+    the list: ``in_keys: [[pixels, corner4]]``, and so it is in a ``mask_key`` of several cameras. A dtype is
+    its name: ``dtype: bfloat16``. What YAML cannot write, a network or an image, is a node with a
+    ``_target_`` of its own.
 
     Raises:
         ImportError: Hydra is not installed.
@@ -44,6 +47,7 @@ def register_configs() -> None:
     store = ConfigStore.instance()
     store.store(group="transform", name="torchrl_vip", node=VIPTransformConfig)
     store.store(group="transform", name="torchrl_vip_reward", node=VIPRewardTransformConfig)
+    store.store(group="transform", name="torchrl_vip_mask_robot", node=MaskRobotConfig)
 
 
 def vip_transform(**options: Any) -> VIPTransform:
@@ -56,13 +60,21 @@ def vip_reward_transform(**options: Any) -> VIPRewardTransform:
     return VIPRewardTransform(**_from_yaml(options))
 
 
+def mask_robot(**options: Any) -> MaskRobot:
+    """A MaskRobot from what YAML can write, see :func:`register_configs`."""
+    return MaskRobot(**_from_yaml(options))
+
+
 def _from_yaml(options: dict[str, Any]) -> dict[str, Any]:
     """Options with nested keys as tuples and dtypes as torch's, where YAML has lists and names."""
     options = dict(options)
     for name, value in options.items():
-        if isinstance(value, list) and name.endswith("_key"):
+        several = name.endswith("_keys") or name == "keys_in"
+        if name == "mask_key" and isinstance(value, list):
+            several = any(isinstance(key, list) for key in value)
+        if isinstance(value, list) and name.endswith("_key") and not several:
             options[name] = tuple(value)
-        elif isinstance(value, list) and (name.endswith("_keys") or name == "keys_in"):
+        elif isinstance(value, list) and several:
             options[name] = [tuple(key) if isinstance(key, list) else key for key in value]
         elif isinstance(value, str) and name == "dtype":
             options[name] = getattr(torch, value.removeprefix("torch."), None)
@@ -85,3 +97,4 @@ def _config_of(transform: type, build: Any) -> type:
 
 VIPTransformConfig = _config_of(VIPTransform, vip_transform)
 VIPRewardTransformConfig = _config_of(VIPRewardTransform, vip_reward_transform)
+MaskRobotConfig = _config_of(MaskRobot, mask_robot)
