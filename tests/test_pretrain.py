@@ -79,7 +79,11 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
         ("lr=[1", r"error: no viable alternative at input '\[1'"),
         ("+stepz=3", "error: unknown or missing fields stepz"),
         ("+data.wokers=3", "error: unknown or missing fields data.wokers"),
-        ("steps=0", "error: steps=0 is invalid: wanted a whole number, 1 or more"),
+        ("steps=-1", "error: steps=-1 is invalid: wanted a whole number, 0 or more"),
+        (
+            "steps=0",
+            "error: steps=0 trains nothing with depth=None and task_progress=0.0: give steps=300",
+        ),
         ("steps=many", "error: steps=many is invalid: wanted "),
         ("steps=true", "error: steps=True is invalid: wanted "),
         ("batch_size=1", "error: batch_size=1 is invalid: wanted "),
@@ -251,8 +255,8 @@ def test_old_names_in_a_preset_of_one_s_own(clips, tmp_path, monkeypatch, capsys
     where = (f"data.path={clips}", f"out_dir={tmp_path / 'run'}", "preset=mine")
     where += (f"hydra.searchpath=['file://{tmp_path}']",)
     with pytest.warns(DeprecationWarning, match="goal_view=0.5 is deprecated") as said:
-        text = refused(monkeypatch, capsys, *where, "steps=0")
-    assert "steps=0 is invalid" in text and "unknown" not in text
+        text = refused(monkeypatch, capsys, *where, "steps=-1")
+    assert "steps=-1 is invalid" in text and "unknown" not in text
     assert "write negatives=separate" in str([str(warning.message) for warning in said])
     assert any(Path(warning.filename).name == "__main__.py" for warning in said)  # so it is shown
     for value in ("0.25", "0.0"):  # the default too, as it was written

@@ -11,15 +11,16 @@ import torch
 from networks import images
 from tensordict import TensorDict
 from torch import nn
+from torchrl.data import TensorStorage
 
 from torchrl_vip import ENCODERS, VIPEncoder, load_vip
 from torchrl_vip.data.clip import Clip
 from torchrl_vip.data.sampler import DecoySampler, VIPSampler
-from torchrl_vip.data.video import decode_once, write_video
+from torchrl_vip.data.video import FrameTable, decode_once, write_video
 from torchrl_vip.encoders import with_fine_cells
-from torchrl_vip.functional import decoy_loss, wrong_goal_loss
+from torchrl_vip.functional import decoy_loss, ridge, wrong_goal_loss
 from torchrl_vip.losses import TCNLoss
-from torchrl_vip.pretrain import scene
+from torchrl_vip.pretrain import progress, scene
 from torchrl_vip.pretrain.clips import (
     ALSO,
     HELD_BACK,
@@ -159,6 +160,104 @@ def test_clips_are_drawn_by_their_weights() -> None:
     torch.testing.assert_close(share, torch.tensor([0.75, 0, 0.25]), atol=0.02, rtol=0)
     with pytest.raises(ValueError, match="weight is"):
         VIPSampler(length.cumsum(0) - length, length, weight=torch.zeros(3))
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+def test_ridge_finds_a_line_and_the_penalty_shrinks_it() -> None:
+    x = torch.tensor([[0.0, 1], [1, 1], [2, 1], [9, 1]])
+    y = torch.tensor([3.0, 5, 7, -50])
+    weight = torch.tensor([1.0, 1, 1, 0])
+    used = weight > 0
+    w, b = ridge(x[used], y[used], weight[used], 1e-6)
+    torch.testing.assert_close(
+        w, torch.tensor([2.0, 0]), atol=1e-4, rtol=0
+    )  # no use of what is constant
+    assert b.item() == pytest.approx(3, abs=1e-4)
+    # of y = 2 x about its mean, a penalty of the variance itself halves the slope
+    w, _ = ridge(x[used], y[used], weight[used], 1.0)
+    assert w[0].item() == pytest.approx(1)
+    # a row of weight 3 is three rows
+    thrice = torch.tensor([0, 1, 2, 2, 2])
+    torch.testing.assert_close(
+        ridge(x[:3], y[[0, 1, 3]], torch.tensor([1.0, 1, 3]), 0.1)[0],
+        ridge(x[thrice], y[[0, 1, 3]][thrice], torch.ones(5), 0.1)[0],
+    )
+
+
+def test_what_each_frame_shows_of_a_tasks_progress() -> None:
+    clips = [
+        clip("0", task="a"),
+        clip("1", task="b"),
+        clip("2", task="a", success=False),
+        clip("3", task="a", **{HELD_BACK: True}),
+        clip("4", idle_of="start"),
+        clip("5", idle_of="goal", task="a"),
+        clip("6", idle_of="goal", task="b"),
+        clip("7", **{ALSO: True}),
+    ]
+    lengths = [3, 12, 2, 2, 2, 2, 2, 3]
+    target, weight = progress.targets(clips, lengths, "a")
+    first = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
+
+    def of(x: torch.Tensor, i: int) -> list[float]:
+        return x[first[i] : first[i] + lengths[i]].tolist()
+
+    assert of(target, 0) == [0, 0.5, 1] and of(weight, 0) == pytest.approx([1 / 3] * 3)
+    assert of(target, 4) == [0, 0] and of(target, 5) == [1, 1]
+    assert of(weight, 4) == pytest.approx([0.5] * 2) and of(weight, 5) == pytest.approx([0.05] * 2)
+    assert of(weight, 2) == of(weight, 3) == of(weight, 6) == [0, 0]
+    # ends of other tasks and clips are at 0, each frame by its clip's share: 2 of 12 and 1 of 3
+    assert of(target, 1)[-2:] == [0, 0] and of(weight, 1)[:-2] == [0] * 10 and of(target, 7)[-1] == 0
+    ends = torch.tensor([1 / 12, 1 / 12, 1 / 3])
+    assert [*of(weight, 1)[-2:], of(weight, 7)[-1]] == pytest.approx((ends / ends.sum()).tolist())
+    _, alone = progress.targets(clips, lengths, "a", idle=False, wrong_goals=False)
+    assert (alone > 0).nonzero().flatten().tolist() == [0, 1, 2]
+
+
+def features(clips: list[Clip], rows: list[torch.Tensor]) -> FrameTable:
+    length = torch.tensor([len(r) for r in rows])
+    storage = TensorStorage(TensorDict({"features": torch.cat(rows)}, [int(length.sum())]))
+    return FrameTable(storage, clips, length.cumsum(0) - length, length, {})
+
+
+def test_progress_joins_the_embedding_and_the_arm_does_not_pass_for_it() -> None:
+    torch.manual_seed(0)
+    t = torch.linspace(0, 1, 21)
+    still = torch.zeros(21)
+    arm, noise = torch.rand(21), 0.01 * torch.randn(4, 21)
+    # what the features are: the thing, the arm, something else
+    rows = [
+        torch.stack([t, t, noise[0]], 1),
+        torch.stack([t, t, noise[1]], 1),
+        torch.stack([still, arm, noise[2]], 1),
+    ]
+    clips = [clip("0", task="a"), clip("1", task="a"), clip("2", idle_of="start")]
+    encoder = VIPEncoder(nn.Flatten(), dim=2, image_size=1)
+    encoder.head = nn.Linear(3, 2)
+    before = encoder.head(rows[0])
+    progress.add_progress(encoder, features(clips, rows), 5.0)
+    z = [encoder.head(r) for r in rows]
+    assert encoder.dim == 3 and torch.allclose(z[0][:, :2], before)
+    ways = torch.stack([(x[-1] - x[0])[:2].norm() for x in z[:2]])
+    gone = (z[0][-1] - z[0][0])[2] / ways.mean()
+    assert gone.item() == pytest.approx(5, rel=0.05)
+    idle = (z[2][:, 2].max() - z[0][0, 2]) / (z[0][-1] - z[0][0])[2]
+    assert idle < 0.1
+    encoder.head = nn.Linear(3, 2)
+    encoder.dim = 2
+    progress.add_progress(encoder, features(clips, rows), 5.0, idle=False)
+    z = [encoder.head(r) for r in rows]
+    assert (z[2][:, 2].max() - z[0][0, 2]) / (z[0][-1] - z[0][0])[
+        2
+    ] > 0.3  # half of it is the arm's
+
+    with pytest.raises(ValueError, match="wants a demonstration that is a success"):
+        progress.add_progress(encoder, features(clips[2:], rows[2:]), 5.0)
+    encoder.head = nn.Identity()
+    with pytest.raises(ValueError, match="wants a linear head; got Identity"):
+        progress.add_progress(encoder, features(clips, rows), 5.0)
 
 
 # --- finer cells ----------------------------------------------------------------------------------
@@ -328,7 +427,6 @@ def test_a_scene_is_tuned_measured_and_resumed(folder: Path, capsys) -> None:
     config |= preset | {
         "encoder": str(Path(scene.__file__).parents[1] / "assets" / "tiny"),
         "out_dir": str(folder / "run"),
-        "steps": 6,
         "batch_size": 8,
         "progress": False,
         "precision": "float32",
@@ -345,7 +443,8 @@ def test_a_scene_is_tuned_measured_and_resumed(folder: Path, capsys) -> None:
     assert not torch.equal(head, left_out)
     assert len(list((folder / "run/frames").glob("features_*.f16"))) == 1  # embedded once for all
     assert torch.equal(load_vip(pretrain(config)).head.weight, head)  # again, at once
-    two = config | {"out_dir": str(folder / "two"), "depth": "cells"}
+    assert len(head) == 512 + 2  # the tasks open and close
+    two = config | {"out_dir": str(folder / "two"), "depth": "cells", "steps": 6}
     two["data"] = config["data"] | {"path": str(folder / "demos/open"), "idle": None}
     assert load_vip(pretrain(two)).name == "tiny_cells"
     said = capsys.readouterr().out

@@ -458,6 +458,34 @@ def tcn_loss(z_0: Tensor, z_t: Tensor, z_goal: Tensor) -> Tensor:
     return loss
 
 
+def ridge(x: Tensor, y: Tensor, weight: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Weighted ridge regression of a number on features, with a free constant.
+
+    Minimises over w and b, with the weights made to sum to 1 and v the features' total weighted variance::
+
+        sum_i weight_i (x_i w + b - y_i)^2 + penalty v |w|^2
+
+    It is solved over rows, as there are fewer than features here: time grows with the cube of R.
+
+    Args:
+        x: ``[R, F]``.
+        y: ``[R]``.
+        weight: ``[R]``, above 0.
+        penalty: above 0.
+
+    Returns:
+        w ``[F]`` and b, a scalar, float32.
+    """
+    share = weight / weight.sum()
+    mean_x, mean_y = share @ x, share @ y
+    rows = share.sqrt()[:, None] * (x - mean_x)
+    kernel = (rows @ rows.T).double()
+    kernel.diagonal().add_(penalty * kernel.trace().clamp(min=1e-12))
+    dual = torch.linalg.solve(kernel, (share.sqrt() * (y - mean_y)).double())
+    w = rows.T @ dual.float()
+    return w, mean_y - mean_x @ w
+
+
 def decoy_loss(
     z_idle: Tensor,
     z_start: Tensor,

@@ -38,6 +38,7 @@ from torchrl_vip.pretrain.clips import (
 )
 from torchrl_vip.pretrain.config import pick_device
 from torchrl_vip.pretrain.features import embed_once
+from torchrl_vip.pretrain.progress import add_progress
 from torchrl_vip.pretrain.run import Run
 from torchrl_vip.pretrain.validation import reward_calibration, validate
 from torchrl_vip.weights import load_vip
@@ -131,10 +132,19 @@ def build_parts(config: Config, split: Split, device: torch.device, shard: Shard
     set_training = freeze(encoder, config["freeze_below"], config["freeze_batch_norm"])
     tables = make_tables(config, split, encoder.image_size, shard)
     dtype = precision(config["precision"], device)
+    frames = stored_frames(config, tables.training, encoder, dtype, shard)
+    if config["task_progress"]:
+        one_view = config | {"views": config["views"] or 1}
+        add_progress(
+            encoder,
+            stored_frames(one_view, tables.training, encoder, dtype, shard),
+            config["task_progress"],
+            idle=config["decoy"] > 0,
+            wrong_goals=config["wrong_goals"] > 0,
+        )
     objective = make_objective(encoder, config, dtype)
     trained = [p for p in encoder.parameters() if p.requires_grad]
     optimizer = Adam(trained, lr=config["lr"], weight_decay=config["weight_decay"])
-    frames = stored_frames(config, tables.training, encoder, dtype, shard)
     return Parts(
         device=device,
         tables=tables,
@@ -435,6 +445,6 @@ def make_schedule(optimizer: Optimizer, name: str, steps: int) -> LambdaLR:
     """The rate over training: "cosine" to 0 at the last step, or "constant"."""
 
     def cosine(step: int) -> float:
-        return 0.5 * (1 + math.cos(math.pi * step / steps))
+        return 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
 
     return LambdaLR(optimizer, cosine if name == "cosine" else lambda step: 1.0)

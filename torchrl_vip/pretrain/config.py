@@ -113,6 +113,7 @@ RULES = {
     "decoy": number("[0, inf)"),
     "wrong_goals": number("[0, inf)"),
     "decoy_margin": SHARE,
+    "task_progress": number("[0, inf)"),
     "decoy_share": number("[0, 1)"),
     "l1": number("[0, inf)"),
     "l2": number("[0, inf)"),
@@ -124,7 +125,7 @@ RULES = {
     "crop_scale": Rule("a pair of numbers in (0, 1], the smaller one first", _crop_scale),
     "flip": SHARE,
     "colour": number("[0, 1)"),
-    "steps": whole(1),
+    "steps": whole(0),
     "batch_size": whole(2),
     "lr": number("(0, inf)"),
     "schedule": one_of("cosine", "constant"),
@@ -233,6 +234,12 @@ def _check_together(config: dict[str, Any]) -> None:
         raise ValueError(
             f"views={views} wants freeze_below=head: features are stored once, so the backbone "
             f"cannot be trained (freeze_below={config['freeze_below']})."
+        )
+    only_head = depth in ("head", "cells") or below == "head"
+    if not config["steps"] and not (config["task_progress"] and only_head):
+        raise ValueError(
+            f"steps=0 trains nothing with depth={depth} and task_progress={config['task_progress']}: "
+            "give steps=300, or task_progress=3 with depth=head or cells."
         )
     if goals and views and (config["flip"] or views < 2):
         raise ValueError(

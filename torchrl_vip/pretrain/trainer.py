@@ -76,6 +76,8 @@ def train(run: Run, parts: Parts) -> Path:
             run.validate(parts.average)
         if run.due("checkpoint"):
             run.save()
+    if not run.total and run.due("checkpoint"):  # what was fitted before any step is all
+        run.save()
     return run.finish(parts.average)
 
 
