@@ -1,6 +1,7 @@
 """What preset=scene brings: the order by right and wrong goals, and the decoy share, before and after.
 
     python benchmarks/scene.py --real ../shared/data/clips --rows before head
+    python benchmarks/scene.py --droid ../shared/data/droid --rows before head cells
     python benchmarks/scene.py --suite kitchen=CLIPS --idle IDLE --only _open/default _on/default --share-idle
     python benchmarks/scene.py --suite metaworld=CLIPS --idle IDLE --rows before head
     python benchmarks/scene.py --depths CLIPS                    # seconds of a training step by depth
@@ -8,9 +9,10 @@
 Clips are those of ``python -m torchrl_vip.demonstrations.render --split heldout``, and IDLE of ``--split
 idle``. Of each group --demos successes are trained on, all groups in one run; the others are scored, by the
 ends of all other successes. Half of the idle clips of each group and state are trained on, the others
-scored; with --share-idle those of the start state belong to every group. Of real clips one a group is
-trained on: once the first success, once the second, and nothing of them is kept. Each row is written as
-it is done, and a row that is there is not measured again.
+scored; with --share-idle those of the start state belong to every group. Of real clips, and of those of
+DROID that show one task at one place, one a group is trained on: once the first success, once the second,
+and nothing of them is kept. Each row is written as it is done, and a row that is there is not measured
+again.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +38,23 @@ from torchrl_vip.data.video import read_clip
 from torchrl_vip.evaluation.clips import LabelledClip, embed_clips, score_groups
 from torchrl_vip.evaluation.metrics import bootstrap
 from torchrl_vip.functional import resize_size
-from torchrl_vip.pretrain.build import build_parts
+from torchrl_vip.pretrain.build import Config, build_parts
 from torchrl_vip.pretrain.clips import Split
 from torchrl_vip.pretrain.config import DEPTHS, check
 from torchrl_vip.pretrain.trainer import backward, run_once
 
 ROOT = Path(__file__).parent
+UNSEEN_LABS = ("764db432", "4b1df5eb", "f147f077", "36906660")
+"""Of DROID; the bundled encoder was chosen by clips of the last one."""
+SAME = (
+    ("0493", "0494", "0495"),  # put the orange block on the green one
+    ("0915", "0919"),  # take the lid off the silver pot
+    ("0916", "0918"),  # put the lid on the small pot
+    ("0934", "0935", "0936"),  # take the glass lid off the black pot
+    ("0182", "0183"),  # unfold the white towel
+    ("0192", "0193"),  # unfold the red cloth
+)
+"""Clips of one camera, day and task, told by eye."""
 COLUMNS = {
     "kendall": "tau_a",
     "auc": "AUC",
@@ -52,15 +66,34 @@ COLUMNS = {
     "bumps": "bumps",
     "approach": "fallen before contact",
 }
-ROWS = {
+BY_STEPS: Config = {"depth": "head", "task_progress": 0.0, "steps": 300}
+ROWS: dict[str, Config | None] = {
     "before": None,
     "head, no idle clips": {"depth": "head", "decoy": 0.0},
     "head, no wrong goals": {"depth": "head", "wrong_goals": 0.0},
     "head, neither": {"depth": "head", "decoy": 0.0, "wrong_goals": 0.0},
-    "head, margin 0": {"depth": "head", "decoy_margin": 0.0},
     "head": {"depth": "head"},
     "cells": {"depth": "cells"},
-    "late, 60 steps of 16": {"depth": "late", "steps": 60, "batch_size": 16, "lr": 1e-4},
+    "time contrast, no idle clips": {**BY_STEPS, "decoy": 0.0},
+    "time contrast, no wrong goals": {**BY_STEPS, "wrong_goals": 0.0},
+    "time contrast, neither": {**BY_STEPS, "decoy": 0.0, "wrong_goals": 0.0},
+    "time contrast, margin 0": {**BY_STEPS, "decoy_margin": 0.0},
+    "time contrast": BY_STEPS,
+    "cells, time contrast": {**BY_STEPS, "depth": "cells"},
+    "head, then time contrast": {"depth": "head", "steps": 300},
+    "late, 60 steps of 16": {
+        **BY_STEPS,
+        "depth": "late",
+        "steps": 60,
+        "batch_size": 16,
+        "lr": 1e-4,
+    },
+    "head, then late, 60 steps of 16": {
+        "depth": "late",
+        "steps": 60,
+        "batch_size": 16,
+        "lr": 1e-4,
+    },
 }
 
 
@@ -74,6 +107,14 @@ def attempts(folder: Path, only: list[str]) -> list[Clip]:
         if (last := clip.labels.get("end_frame")) is not None:
             clips[n] = replace(clip, span=(clip.labels["start_frame"], last + 1))
     return clips
+
+
+def same_tasks(folder: Path) -> list[Clip]:
+    """DROID's clips of laboratories that the bundled encoder was not trained on; those of SAME are a group,
+    each other one is alone."""
+    clips = [c for c in find_clips(folder) if c.labels["lab"] in UNSEEN_LABS]
+    group = {number: "+".join(of) for of in SAME for number in of}
+    return [replace(c, labels={"group": group.get(c.path.stem, c.path.stem)}) for c in clips]
 
 
 def by_group(clips: list[Clip]) -> dict[str, list[Clip]]:
@@ -134,6 +175,13 @@ def train(clips: list[Clip], changes: dict, folder: Path) -> tuple[VIPEncoder, f
     return load_vip(final), (time.monotonic() - began) / 60
 
 
+@cache
+def some_frames(clip: Clip, size: int, most: int = 50) -> torch.Tensor:
+    """At most so many of a clip's frames, evenly spread, uint8 ``[N, 3, S, S]``."""
+    frames = read_clip(clip, size)
+    return frames[np.linspace(0, len(frames) - 1, min(len(frames), most)).astype(int)]
+
+
 def scored(
     encoder: VIPEncoder, clips: list[Clip], trained: list[Clip], starts: dict[str, int]
 ) -> dict[str, dict]:
@@ -142,11 +190,10 @@ def scored(
     groups = {clip.labels["group"] for clip in trained}
     frozen, z, labelled = FrozenEncoder(encoder, dtype=torch.bfloat16), [], []
     for clip in tqdm(clips, desc="scoring", unit="clip"):
-        frames = read_clip(clip, size)
+        frames = some_frames(clip, size)
         judged = clip not in seen and (clip.idle_of or clip.labels["group"] in groups)
-        whole = judged and (clip.success or clip.idle_of)
-        most = 50 if whole else 2  # of a failure, and of a clip that is a goal alone, the ends
-        frames = frames[np.linspace(0, len(frames) - 1, min(len(frames), most)).astype(int)]
+        if not (judged and (clip.success or clip.idle_of)):
+            frames = frames[[0, -1]]  # of a failure, and of a clip that is a goal alone
         one = LabelledClip(
             frames,
             str(clip.labels.get("group", "")),
@@ -184,13 +231,14 @@ def measure(name: str, clips: list[Clip], idle: list[Clip], args: argparse.Names
     minutes: list[float] = []
     idle_train, idle_score = (of_every_group(c) if args.share_idle else c for c in halves(idle))
     starts = contacts(clips) if args.suite and args.suite.startswith("kitchen=") else {}
-    for first in (0, 1) if args.real else (0,):
-        train_clips = trained_on(clips, first, 1 if args.real else args.demos)
+    one = args.real or args.droid
+    for first in (0, 1) if one else (0,):
+        train_clips = trained_on(clips, first, 1 if one else args.demos)
         groups = {c.labels["group"] for c in train_clips}
         encoder = load_vip()
         if ROWS[name] is not None:
             folder = args.scratch / f"{first}-{'-'.join(name.replace(',', '').split())}"
-            encoder, took = train([*train_clips, *idle_train], dict(ROWS[name]), folder)
+            encoder, took = train([*train_clips, *idle_train], dict(ROWS[name] or {}), folder)
             minutes.append(took)
         scores = scored(encoder, [*clips, *idle_score], train_clips, starts)
         found |= {f"{g} ({first})": s for g, s in scores.items() if g in groups}
@@ -202,7 +250,7 @@ def depth_seconds(clips: list[Clip], scratch: Path, steps: int = 3) -> dict[str,
     found = {}
     for depth in DEPTHS:
         data = {"path": ".", "validation": 0.0, "cache": str(scratch / "frames")}
-        options = {"depth": depth, "data": data, "out_dir": str(scratch / depth)}
+        options = {"depth": depth, "data": data, "out_dir": str(scratch / depth), "steps": 300}
         config = check(config_of("scene", progress=False, **options))
         parts = build_parts(config, Split(clips, []), torch.device("cpu"), (0, 1))
         seconds = []
@@ -269,6 +317,7 @@ def main() -> None:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--real", type=Path, metavar="CLIPS")
+    what.add_argument("--droid", type=Path, metavar="DROID")
     what.add_argument("--suite", metavar="NAME=CLIPS")
     what.add_argument("--depths", type=Path, metavar="CLIPS")
     parser.add_argument("--idle", type=Path, help="idle clips of the suite")
@@ -287,8 +336,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             report_depths(attempts(args.depths, args.only)[:5], Path(scratch), args.out)
         return
-    name, _, folder = ("real", "", args.real) if args.real else args.suite.partition("=")
-    clips = attempts(Path(folder), args.only)
+    if args.droid:
+        name, clips = "droid", same_tasks(args.droid)
+    elif args.real:
+        name, clips = "real", attempts(args.real, args.only)
+    else:
+        name, _, folder = args.suite.partition("=")
+        clips = attempts(Path(folder), args.only)
     idle = attempts(args.idle, args.only) if args.idle else []
     path = args.out / f"scene_{args.name or name}.json"
     known = json.loads(path.read_text()) if path.exists() else {"rows": {}}
