@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchrl_vip import VIPEncoder
 from torchrl_vip.data.sources import Clip, find_clips
 from torchrl_vip.data.video import decode_once
+from torchrl_vip.encoders import with_fine_cells
 from torchrl_vip.pretrain.build import freeze, make_schedule
 from torchrl_vip.pretrain.clips import (
     check_split,
@@ -431,6 +432,21 @@ def test_a_clip_that_changed_in_its_middle_is_embedded_anew(tmp_path: Path) -> N
     changed = features()
     torch.testing.assert_close(changed[[0, 1, 3, 4]], before[[0, 1, 3, 4]])
     torch.testing.assert_close(changed[2], before[4])
+
+
+def test_features_of_finer_cells_are_not_taken_for_those_of_the_same_weights(
+    tmp_path: Path,
+) -> None:
+    write_folder(tmp_path / "clips/a", 5)
+    table = decode_once(find_clips(tmp_path / "clips"), 32, tmp_path, progress=False)
+    coarse = VIPEncoder("tiny", dim=8, image_size=32).eval()
+    fine, again = (
+        embed_once(table, encoder, tmp_path, views=1, progress=False).storage.get(slice(0, 5))
+        for encoder in (with_fine_cells(coarse), coarse)
+    )
+    width = again["features"].shape[1]
+    assert fine["features"].shape[1] > width
+    torch.testing.assert_close(again["features"], fine["features"][:, :width])
 
 
 def test_a_name_that_is_no_unicode_has_its_side(tmp_path: Path) -> None:

@@ -103,5 +103,7 @@ def _write_missing(
 def _fingerprint(table: FrameTable, network: FrozenEncoder, options: list) -> str:
     """Of all that the features depend on: frames, weights, precision and augmentation."""
     clips = [fingerprint(clip) for clip in table.clips]
-    depends = (clips, table.length.tolist(), options, network.image_size, network.dtype)
+    # A backbone that sees finer cells has the same weights, and more features.
+    size = (network.image_size, network.dim)
+    depends = (clips, table.length.tolist(), options, size, network.dtype)
     return weights_digest(network, depends)[:16]
