@@ -11,7 +11,8 @@ off. Idle clips that lead where the third demonstration goes are left out. In th
 leaves another one finds: an idle clip is of the start state of every task that begins so, and of the goal
 state of the one that ends so.
 
-Every episode is in OUT/episodes.jsonl as it ends and is not played again.
+Every episode is in OUT/episodes.jsonl as it ends and is not played again; --report writes the tables of what
+is there.
 """
 
 from __future__ import annotations
@@ -162,6 +163,8 @@ def play_all(clips: list[Clip], idle: list[Clip], args: argparse.Namespace) -> l
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     played = {(e["row"], e["task"]) for e in done}
     todo = [(task, row) for row in ROWS for task in args.tasks if (row, task) not in played]
+    if args.report:
+        todo = []
     for task, row in tqdm(todo, unit="episode"):
         encoder = load_vip(tuned(clips, idle, opens(task), args) if row == "after" else None)
         found = episode(row, task, Encoder(FrozenEncoder(encoder)), args)
@@ -221,7 +224,7 @@ def write(done: list[dict], args: argparse.Namespace, machine: dict) -> None:
     lines = [
         "# Planning in the kitchen by the distance, before and after preset=scene",
         "",
-        f"Twelve tasks of the default camera, one episode each, at most {args.steps} steps of MPPI with "
+        f"Tasks of the default camera, one episode each, at most {args.steps} steps of MPPI with "
         f"{args.trajectories} trajectories (Easy of kitchen36.py), towards the end of a demonstration that "
         f"was not trained on. After: depth={args.depth}, two demonstrations a task, idle clips. "
         f"{seconds:.1f} s a step beside other work.",
@@ -258,6 +261,7 @@ def main() -> None:
     add("--out", type=Path, default=Path("scene_planning_runs"), help="encoders, episodes, strips")
     add("--results", type=Path, default=ROOT / "results")
     add("--name", default="scene_planning", help="of the result files (%(default)s)")
+    add("--report", action="store_true", help="play nothing; write what is there")
     add("--smoke", action="store_true", help="one task, to see that everything works")
     args = parser.parse_args()
     if args.smoke:

@@ -22,6 +22,9 @@ import kitchen36_candidates as candidates
 import kitchen36_episode as one
 import kitchen36_report as report
 import mppi
+import scene_planning
+
+from torchrl_vip.data.clip import Clip
 
 
 @pytest.fixture(autouse=True)
@@ -373,3 +376,38 @@ def test_the_example_says_what_is_wanted(flags: str, message: str, monkeypatch, 
     with pytest.raises(SystemExit):
         mppi.main()
     assert message in capsys.readouterr().err
+
+
+def test_idle_clips_show_what_the_opposite_task_begins_or_ends_with() -> None:
+    clips = [
+        Clip(Path(f"{task}{state}"), "", {"group": f"{task}/default", "idle_of": state})
+        for task in ("micro_open", "micro_close")
+        for state in ("start", "goal")
+    ]
+    opening = [(c.labels["group"], c.idle_of) for c in scene_planning.idle_for(clips, True)]
+    # all that opens begins alike; a closed door is as opening finds it, an open one as it leaves it
+    goal = ("micro_open/default", "goal")
+    assert opening == [(None, "start"), goal, goal, (None, "start")]
+    closing = [(c.labels["group"], c.idle_of) for c in scene_planning.idle_for(clips, False)]
+    start, goal = ("micro_close/default", "start"), ("micro_close/default", "goal")
+    assert closing == [goal, start, start, goal]
+    assert scene_planning.opposite("knob1_off") == "knob1_on" and scene_planning.opens("light_on")
+
+
+def test_what_planned_episodes_came_to_by_hand() -> None:
+    episode = {
+        "row": "after",
+        "task": "light_on",
+        "success": False,
+        "joint": [1.0, 0.75],
+        "hand_to_object": [0.5, 0.1, 0.2],
+        "hand_to_goal_image": [0.4, 0.05],
+        "distance": [8.0, 2.0],
+        "decoyed": 0.5,
+    }
+    assert scene_planning.table([episode])[2] == (
+        "| light_on | after | no | 0.25 | 0.25 | 0.50, 0.10, 0.20 | 0.40, 0.05 | 0.50 |"
+    )
+    two = [episode, episode | {"success": True, "joint": [1.0, 0.25]}]
+    line = scene_planning.summary(two)[2]
+    assert line.startswith("| after | 1 of 2 | 0.50 [0.25, 0.75] | 0.25 [0.25, 0.25] |")
