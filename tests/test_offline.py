@@ -148,7 +148,7 @@ def test_gradients_go_to_the_policy_and_not_to_the_rewards() -> None:
 
 def test_a_stochastic_policy_has_weighted_log_likelihoods() -> None:
     steps = make_steps()
-    learner = Learner(steps, Settings("iql", steps=1))
+    learner = Learner(steps, Settings("iql", steps=1, noise=0.0))
     loss = RWRLoss(learner.actor, tau=0.0)(steps)["loss_rwr"]
     likelihood = learner.actor.get_dist(steps).log_prob(steps["action"])
     assert loss.item() == pytest.approx(-likelihood.mean().item(), rel=1e-5)
@@ -319,12 +319,14 @@ def test_a_checkpoint_of_other_settings_or_damaged_is_refused(tmp_path) -> None:
 def test_a_saved_policy_acts_as_before(tmp_path, method) -> None:
     steps = make_steps()
     steps["action"] *= 3  # beyond [-1, 1]
-    actor = Learner(steps, Settings(method)).actor
+    actor = Learner(steps, Settings(method)).actor.eval()
     save_policy(actor, steps, tmp_path / "policy.pt", encoder="tiny")
     again, about = load_policy(tmp_path / "policy.pt")
     assert about == {"encoder": "tiny"}
     key = "loc" if method == "iql" else "action"
     assert torch.equal(actor(steps.clone())[key], again(steps.clone())[key])
+    actor.train()  # with noise on what it sees
+    assert not torch.equal(actor(steps.clone())[key], again(steps.clone())[key])
     (tmp_path / "policy.pt").write_text("no policy")
     with pytest.raises(ValueError, match="is no policy"):
         load_policy(tmp_path / "policy.pt")

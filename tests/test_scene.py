@@ -209,7 +209,9 @@ def test_what_each_frame_shows_of_a_tasks_progress() -> None:
     assert of(weight, 4) == pytest.approx([0.5] * 2) and of(weight, 5) == pytest.approx([0.05] * 2)
     assert of(weight, 2) == of(weight, 3) == of(weight, 6) == [0, 0]
     # ends of other tasks and clips are at 0, each frame by its clip's share: 2 of 12 and 1 of 3
-    assert of(target, 1)[-2:] == [0, 0] and of(weight, 1)[:-2] == [0] * 10 and of(target, 7)[-1] == 0
+    assert (
+        of(target, 1)[-2:] == [0, 0] and of(weight, 1)[:-2] == [0] * 10 and of(target, 7)[-1] == 0
+    )
     ends = torch.tensor([1 / 12, 1 / 12, 1 / 3])
     assert [*of(weight, 1)[-2:], of(weight, 7)[-1]] == pytest.approx((ends / ends.sum()).tolist())
     _, alone = progress.targets(clips, lengths, "a", idle=False, wrong_goals=False)

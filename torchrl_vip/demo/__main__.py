@@ -15,11 +15,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from torchrl_vip.cli import program
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; see the module's docstring. Returns the exit code."""
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m torchrl_vip.demo",
+        prog=program("demo"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -33,6 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="PATH",
         help="a checkpoint to choose on the page; may be repeated",
     )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; see the module's docstring. Returns the exit code."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     if not 0 <= args.port < 2**16:
         parser.error(f"--port {args.port}: wanted 0 to {2**16 - 1}")
