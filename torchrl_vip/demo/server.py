@@ -34,6 +34,9 @@ HEADERS = {
 }
 
 
+PRIVATE = {"cache-control": "private, no-store"}
+
+
 def offline() -> None:
     """Before Gradio is imported: it asks nothing and tells nothing."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -154,7 +157,7 @@ def make_app(
 
 def add_files(app: Any, visits: Visits, measurer: Worker) -> None:
     """Serve what visitors' pages show, and make what they download when it is asked for."""
-    from fastapi.responses import FileResponse, PlainTextResponse
+    from fastapi.responses import FileResponse, PlainTextResponse, Response
 
     @app.get("/visit/{token}/{folder}/{name:path}")
     def file(token: str, folder: str, name: str) -> Any:
@@ -171,9 +174,11 @@ def add_files(app: Any, visits: Visits, measurer: Worker) -> None:
                 path.name.startswith(SERVED) and path.is_file() and _is_in(path, place.folder)
             ):
                 return PlainTextResponse("Not here.", status_code=404)
+            else:  # read at once: the next upload may delete it
+                return Response(path.read_bytes(), media_type="image/jpeg", headers=PRIVATE)
         except (Refused, WorkerError, ValueError, OSError) as error:
             return PlainTextResponse(f"This could not be made: {error}", status_code=422)
-        return FileResponse(path, headers={"cache-control": "private, no-store"})
+        return FileResponse(path, headers=PRIVATE)
 
 
 def _is_in(path: Path, folder: Path) -> bool:
