@@ -108,13 +108,13 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=f"commands, each with an example:\n{listed}\n\n"
         "Begin with curves, on a video of your task. Each command is also python -m torchrl_vip.COMMAND\n"
         "(render: torchrl_vip.demonstrations.render).\n"
-        "exit codes: 0 done; 1 or 2 something in the command to mend; 3 label left episodes out; 130 Ctrl-C.",
+        "exit codes: 0 done; 1 bad input; 2 wrong usage; 3 label left unreadable episodes out; 130 Ctrl-C.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--version", action="store_true", help="versions of this package and what it builds on"
     )
-    parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of those below")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="see below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 

@@ -37,6 +37,9 @@ def make_parser() -> argparse.ArgumentParser:
         f"{places}\n\nIn bash:\n\n"
         f"  mkdir -p ~/.local/share/bash-completion/completions\n"
         f"  torchrl-vip completion bash > {WHERE['bash']}\n\n"
+        "In zsh:\n\n"
+        "  mkdir -p ~/.zfunc && torchrl-vip completion zsh > ~/.zfunc/_torchrl-vip\n"
+        "  echo 'fpath=(~/.zfunc $fpath); autoload -Uz compinit; compinit' >> ~/.zshrc\n\n"
         "and open a new terminal. Do it again after an update, for new options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -55,14 +55,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 def describe_all() -> str:
     """The encoders that there are, for a terminal."""
-    from torchrl_vip.weights import BUNDLED, OFFICIAL_LICENCE
+    from torchrl_vip.weights import BUNDLED, DEFAULT, OFFICIAL_LICENCE
 
     paragraphs = []
     for name, folder in BUNDLED.items():
         config = json.loads((folder / "config.json").read_text())
         size = (folder / "model.safetensors").stat().st_size / 1e6
         facts = f"{size:.0f} MB, {config['dim']} numbers a frame, images of {config['image_size']} pixels"
-        paragraphs.append(_paragraph(name, GOOD_FOR.get(name, ""), facts, config["licence"]))
+        called = f"{name} (bundled)" if name == DEFAULT else name
+        paragraphs.append(_paragraph(called, GOOD_FOR.get(name, ""), facts, config["licence"]))
     good_for = "comparing with the paper; torchrl-vip weights download"
     facts = "94 MB, 1024 numbers a frame, images of 224 pixels; not in the package"
     paragraphs.append(

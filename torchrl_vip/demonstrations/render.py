@@ -160,24 +160,31 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--out", type=output_folder, required=True, help="folder of the clips")
-    add("--suite", choices=SUITES, default="metaworld")
+    add("--suite", choices=SUITES, default="metaworld", help="simulator (%(default)s)")
     splits = (
         "successes in many scenes; successes and failures of one scene a task; or the robot moving "
     )
     splits += "without effect in those scenes"
-    add("--split", choices=("train", "heldout", "idle"), default="train", help=splits)
+    add(
+        "--split",
+        choices=("train", "heldout", "idle"),
+        default="train",
+        help=f"{splits} (%(default)s)",
+    )
     add("--tasks", nargs="+", help="only these tasks (default: all of the split)")
     add("--cameras", nargs="+", help="only these cameras of a suite with fixed ones (default: all)")
-    episodes = "successes a task (stored ones: all), or idle clips a task and state"
-    add("--episodes", type=int, default=10, help=episodes)
+    episodes = (
+        "successes a task (of suites with stored ones always all), or idle clips a task and state"
+    )
+    add("--episodes", type=int, default=10, help=f"{episodes} (%(default)s)")
     scenes = "successes that share a scene in the train split, and so can be each other's goal"
-    add("--per-scene", type=int, default=1, help=scenes)
-    add("--size", type=int, default=128, help="pixels; an even number")
+    add("--per-scene", type=int, default=1, help=f"{scenes} (%(default)s)")
+    add("--size", type=int, default=128, help="pixels; an even number (%(default)s)")
     strides = "environment steps between frames; of several, each clip draws its own speed"
-    add("--stride", type=int, nargs="+", default=[2], help=strides)
+    add("--stride", type=int, nargs="+", default=[2], help=f"{strides} (2)")
     things = "at most so many things lie about in a clip of the train split"
-    add("--distractors", type=int, default=6, help=things)
-    add("--seed", type=int, default=0)
+    add("--distractors", type=int, default=6, help=f"{things} (%(default)s)")
+    add("--seed", type=int, default=0, help="of starts and looks (%(default)s)")
     dataset = "folder, not there yet, of a LeRobot v3.0 dataset of all clips in --out"
     add("--lerobot", type=output_folder, metavar="DIR", help=dataset)
     cores = len(os.sched_getaffinity(0))

@@ -17,6 +17,28 @@ from omegaconf import DictConfig, OmegaConf
 
 from torchrl_vip.cli import program
 
+HYDRA = (
+    *(
+        "--help",
+        "--hydra-help",
+        "--version",
+        "--cfg",
+        "--resolve",
+        "--package",
+        "--run",
+        "--multirun",
+    ),
+    *(
+        "--shell-completion",
+        "--config-path",
+        "--config-name",
+        "--config-dir",
+        "--experimental-rerun",
+    ),
+    "--info",
+)
+"""Its own options."""
+
 
 @hydra.main(version_base=None, config_path=".", config_name="config")
 def main(config: DictConfig) -> None:
@@ -72,6 +94,11 @@ def command() -> None:
     from torchrl_vip.pretrain.config import command_line, explain
 
     try:
+        for given in sys.argv[1:]:
+            if given.startswith("--") and given.partition("=")[0] not in HYDRA:
+                raise ValueError(
+                    f"{given}: fields are given as field=value, such as data.path=CLIPS."
+                )
         sys.argv[1:] = command_line(sys.argv[1:])
     except ValueError as error:
         sys.exit(f"error: {error}")
