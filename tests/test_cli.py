@@ -174,7 +174,7 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path):
 def test_weights_are_listed_with_licence_and_size(capsys):
     assert cli.main(["weights", "list"]) == 0
     said = capsys.readouterr().out
-    for words in ("efficientnet_lite0\n", "tiny\n", "11 MB", "MIT", "CC BY-NC 4.0"):
+    for words in ("efficientnet_lite0 (bundled)\n", "tiny\n", "11 MB", "MIT", "CC BY-NC 4.0"):
         assert words in said
 
 
