@@ -68,7 +68,7 @@ class Policy(NamedTuple):
 
     encoder: str | None  # None: it sees the simulator's state
     method: str
-    reward: str = "vip"  # or "true": the simulator's progress
+    reward: str = ""  # "": its encoder's; "true": the simulator's progress; else another encoder's
 
 
 POLICIES = {
@@ -77,6 +77,7 @@ POLICIES = {
     "state-BC": Policy(None, "bc"),
     "state-RWR, true progress": Policy(None, "rwr", "true"),
     "VIP-RWR, true progress": Policy("vip", "rwr", "true"),
+    "VIP-RWR, scene reward": Policy("vip", "rwr", "scene"),
     "VIP-IQL": Policy("vip", "iql"),
     "scene-RWR": Policy("scene", "rwr"),
     "scene-BC": Policy("scene", "bc"),
@@ -146,9 +147,8 @@ class Workshop:
             save_vip(network, folder)
         return str(folder)
 
-    def steps(self, task: str, data: str, policy: Policy) -> TensorDict:
-        """Labelled steps, with "true_reward": how much nearer each came to what the simulator wants."""
-        encoder = policy.encoder or "vip"
+    def labelled(self, task: str, data: str, encoder: str) -> Path:
+        """The demonstrations, labelled by an encoder."""
         labelled = self.work / "labelled" / encoder / data / task
         if not labelled.exists():
             results = self.work / "labels" / encoder / data / task
@@ -156,6 +156,11 @@ class Workshop:
             if path := self.encoder(encoder, task):
                 command += ["--encoder", path, "--scale", "1"]
             label([*command, "--results", str(results), "--out", str(labelled)])
+        return labelled
+
+    def steps(self, task: str, data: str, policy: Policy) -> TensorDict:
+        """Labelled steps, with "true_reward": how much nearer each came to what the simulator wants."""
+        labelled = self.labelled(task, data, policy.encoder or "vip")
         columns = {"state": STATE} if policy.encoder is None else {}
         steps = read_steps(labelled, columns=columns)
         true = read_steps(labelled, columns={"reward": "next.task_reward"})["next", "reward"]
@@ -164,6 +169,9 @@ class Workshop:
         steps["true_reward"] = torch.where(first[:, None], 0.0, true - true.roll(1, 0))
         if policy.reward == "true":
             steps["next", "reward"] = steps["true_reward"].clone()
+        elif policy.reward:
+            other = read_steps(self.labelled(task, data, policy.reward))
+            steps["next", "reward"] = other["next", "reward"].clone()
         return steps if policy.encoder else steps.exclude("vip_vec", ("next", "vip_vec"))
 
     def trained(self, cell: Cell) -> tuple[Any, dict[str, float]]:
