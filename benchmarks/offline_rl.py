@@ -25,13 +25,14 @@ import torch
 import torchrl
 from machine import about, in_words
 from matplotlib.figure import Figure
-from reward_quality import Pooled, untrained
+from reward_quality import untrained
 from scipy.stats import binomtest, spearmanr
 from tensordict import TensorDict
 from torchrl.envs import EnvBase, RenameTransform, TransformedEnv
 from tqdm import tqdm
 
 from torchrl_vip import VIPEncoder, VIPTransform, load_vip
+from torchrl_vip.backbones import load_imagenet
 from torchrl_vip.data.video import write_video
 from torchrl_vip.demonstrations.record import main as record
 from torchrl_vip.envs import tabletop
@@ -138,8 +139,9 @@ class Workshop:
         if not folder.exists():
             reference = load_vip()
             torch.manual_seed(0)
-            if name == "imagenet":
-                network: VIPEncoder = VIPEncoder(Pooled(), image_size=224)
+            if name == "imagenet":  # the features below the bundled head, without any head
+                network = VIPEncoder(reference.name, dim=None, image_size=reference.image_size)
+                load_imagenet(network.backbone)
             elif name == "untrained":
                 network = untrained(reference, 0)
             else:

@@ -3,7 +3,7 @@
     python -m torchrl_vip.demonstrations.record --task push-bottle --successes 10 --failures 10 \\
         --format lerobot --out DEMOS                                            # or your own dataset
     python -m torchrl_vip.label DEMOS/push-bottle --goal mean-last --out LABELLED
-    python examples/offline_rl.py LABELLED --task push-bottle --out run         # policy.pt, film.mp4
+    python examples/offline_rl.py LABELLED --task push-bottle --out run         # policy.pt, film_0.mp4
 
 LABELLED is a LeRobot dataset or a memory-mapped tensordict that the labelling command wrote. --embedding,
 --state, --action and --reward name other columns of a LeRobot dataset. Without --task nothing is played:
@@ -107,7 +107,7 @@ def make_env(args: argparse.Namespace) -> EnvBase:
 
 
 def play(args: argparse.Namespace, actor: TensorDictModule) -> list[RollOut]:
-    """Roll-outs from unseen starts; the first one's film is written."""
+    """Roll-outs from unseen starts; the first four are filmed."""
     env, done = make_env(args), []
     bar = tqdm(range(args.rollouts), desc="play", unit="roll-out")
     for number in bar:

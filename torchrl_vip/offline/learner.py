@@ -92,6 +92,7 @@ class Learner:
 
     def __init__(self, steps: TensorDict, settings: Settings) -> None:
         torch.manual_seed(settings.seed)
+        steps = steps.copy()  # the caller's stay as they are
         self.settings, self.step = settings, 0
         self.about: dict[str, float] = {}
         self.actor = make_actor(steps, stochastic=settings.method == "iql", noise=settings.noise)
@@ -108,7 +109,7 @@ class Learner:
         self.buffer.extend(steps)
 
     def _make_loss(self, steps: TensorDict) -> LossModule:
-        """The method's loss; for RWR "reward_to_come" is added to the steps."""
+        """The method's loss; for RWR "reward_to_come" is added to these steps."""
         chosen, actor = self.settings, self.actor
         if chosen.method == "bc":
             with warnings.catch_warnings():  # of a name that BCLoss forgets to announce
