@@ -47,6 +47,7 @@ from torchrl_vip.offline import (
     read_steps,
     reward_to_come,
     save_policy,
+    shifted_views,
 )
 from torchrl_vip.offline.rollouts import UNSEEN, roll_out
 from torchrl_vip.weights import save_vip
@@ -163,8 +164,13 @@ class Workshop:
     def steps(self, task: str, data: str, policy: Policy) -> TensorDict:
         """Labelled steps, with "true_reward": how much nearer each came to what the simulator wants."""
         labelled = self.labelled(task, data, policy.encoder or "vip")
-        columns = {"state": STATE} if policy.encoder is None else {}
-        steps = read_steps(labelled, columns=columns)
+        if policy.encoder is None:
+            steps = read_steps(labelled, columns={"state": STATE})
+        else:
+            store = self.work / "views" / policy.encoder / data / task
+            encoder = self.encoder(policy.encoder, task)
+            views = shifted_views(labelled, store, encoder=encoder) if self.args.views else None
+            steps = read_steps(labelled, views=views)
         true = read_steps(labelled, columns={"reward": "next.task_reward"})["next", "reward"]
         first = steps["episode"] != steps["episode"].roll(1)
         first[0] = True
@@ -182,7 +188,7 @@ class Workshop:
         if not file.exists():
             policy, args = POLICIES[cell.policy], self.args
             steps = self.steps(cell.task, cell.data, policy)
-            chosen = Settings(policy.method, steps=args.steps, seed=cell.seed, **args.rwr)
+            chosen = Settings(policy.method, steps=args.steps, seed=cell.seed, **args.settings)
             learner = Learner(steps, chosen)
             for _ in tqdm(learner.learn(), cell.name, total=args.steps, leave=False):
                 pass
@@ -411,7 +417,8 @@ def parse_args() -> argparse.Namespace:
     add("--length", type=int, default=100, help="of a roll-out, steps (%(default)s)")
     add("--demonstrations", type=int, default=20, help="good ones; half of them, if mixed")
     add("--steps", type=int, default=20_000, help="updates (%(default)s)")
-    add("--rwr", type=json.loads, default={}, help='of torchrl_vip.offline.Settings: {"tau": 1}')
+    add("--no-views", dest="views", action="store_false", help="without shifted frames")
+    add("--settings", type=json.loads, default={}, help='of torchrl_vip.offline: {"tau": 1}')
     add("--films", type=int, default=0, help="of each cell (%(default)s)")
     add("--report", action="store_true", help="only the tables of what is there")
     add("--out", type=Path, default=Path(__file__).parent / "results", help="folder (%(default)s)")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from functools import partial
 from pathlib import Path
 
 import terminal
@@ -29,9 +30,16 @@ from torchrl_vip import VIPTransform
 from torchrl_vip.data.video import write_video
 from torchrl_vip.envs import SUITES, load_suite
 from torchrl_vip.files import write_whole
-from torchrl_vip.offline import METHODS, Learner, Settings, read_steps, save_policy
+from torchrl_vip.offline import (
+    METHODS,
+    Learner,
+    Settings,
+    read_steps,
+    save_policy,
+    shifted_views,
+)
 from torchrl_vip.offline.rollouts import UNSEEN, RollOut, roll_out
-from torchrl_vip.offline.steps import COLUMNS
+from torchrl_vip.offline.steps import COLUMNS, EPISODE
 
 torchrl.logger.setLevel("WARNING")  # its notes break the progress bar
 LOG_EVERY = 200  # updates, whose mean is logged
@@ -45,13 +53,18 @@ def parse_args() -> argparse.Namespace:
     add("labelled", type=Path, help="folder that the labelling command wrote")
     add("--out", type=Path, default=Path("offline_run"), help="folder (%(default)s)")
     add("--method", choices=METHODS, default=default.method, help="(%(default)s)")
-    add("--temperature", type=float, help="of RWR: weights exp(R / (temperature * std R)) (1)")
+    add("--temperature", type=float, help="of RWR: weights exp(R / (temperature * std R)) (0.5)")
     add("--tau", type=float, help="of RWR: weights exp(tau * R), as in the paper, instead")
     add("--clip", type=float, help="of RWR: no weight above so many times their mean (none)")
-    horizon = "of RWR: steps whose rewards make R; 0: to the end"
-    add("--horizon", type=int, default=default.horizon, help=f"{horizon} (%(default)s)")
+    horizon = "of RWR: steps whose rewards make R; 0: to the end; episode: the whole episode's"
+    add("--horizon", type=_horizon, default=default.horizon, help=f"{horizon} (%(default)s)")
     noise = "on the policy's inputs in training, in parts of their deviation"
     add("--noise", type=float, default=default.noise, help=f"{noise} (%(default)s)")
+    add("--views", type=int, default=4, help="shifts of each frame; 0: none (%(default)s)")
+    correction = "noise on displacements and what undoes it, in parts of the largest; 0: none"
+    add("--correction", type=float, default=default.correction, help=f"{correction} (%(default)s)")
+    average = "decay of the mean of the policy's weights over updates"
+    add("--average", type=float, default=default.average, help=f"{average} (%(default)s)")
     add("--gamma", type=float, default=default.gamma, help="of td3bc and iql (%(default)s)")
     add("--steps", type=int, default=default.steps, help="updates (%(default)s)")
     add("--batch-size", type=int, default=default.batch_size, help="(%(default)s)")
@@ -73,9 +86,15 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.smoke:
         args.steps, args.rollouts, args.length, args.checkpoint_every = 20, 2, 20, 10
+    if args.views < 0:
+        parser.error(f"--views {args.views}: wanted 0 or more")
     if args.checkpoint_every < 1 or args.rollouts < 1 or args.length < 1 or args.image_size < 1:
         parser.error("--checkpoint-every, --rollouts, --length, --image-size: wanted 1 or more")
     return args
+
+
+def _horizon(text: str) -> int | str:
+    return text if text == EPISODE else int(text)
 
 
 def train(args: argparse.Namespace, learner: Learner) -> None:
@@ -125,21 +144,27 @@ def main() -> None:
     torch.set_num_threads(1)
     columns = {key: getattr(args, key) for key in COLUMNS}
     chosen = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
-    steps = read_steps(args.labelled, columns=columns, state=not args.no_state)
+    read = partial(read_steps, args.labelled, columns=columns, state=not args.no_state)
+    steps = read()
     episodes = len(steps["episode"].unique())
     print(f"{len(steps)} steps of {episodes} episodes")
-    learner = Learner(steps, chosen)
+    Learner(steps, chosen)  # refuses now what it would refuse after the embedding
     terminal.make_folder(args.out)
     if (checkpoint := args.out / "checkpoint.pt").exists() != args.resume:
         there = "has no run to go on with" if args.resume else "has a run: --resume goes on with it"
         terminal.fail(f"--out {args.out} {there}, or give another folder")
+    if args.views:
+        options = {"encoder": args.encoder, "views": args.views, "camera": args.camera}
+        steps = read(views=shifted_views(args.labelled, args.out / "views", **options))
+    learner = Learner(steps, chosen)
     if args.resume:
         learner.restore(checkpoint)
+    moved = [n for n, yes in enumerate(learner.corrections.displacements) if yes]
+    print(f"actions that are displacements: {moved or 'none'}")
     for name, value in learner.about.items():
         print(f"{name.replace('_', ' ')}: {value:.2g}")
     train(args, learner)
     about = {"encoder": args.encoder or "bundled", "method": args.method}
-    learner.actor.eval()
     save_policy(learner.actor, steps, args.out / "policy.pt", **about)
     result = {"settings": vars(args), "steps": len(steps), "episodes": episodes, **learner.about}
     if args.task:

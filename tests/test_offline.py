@@ -16,6 +16,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.objectives import BCLoss
 
+from torchrl_vip import load_vip
 from torchrl_vip.functional import (
     effective_sample_size,
     log_reward_weights,
@@ -30,7 +31,9 @@ from torchrl_vip.offline import (
     read_steps,
     reward_to_come,
     save_policy,
+    shifted_views,
 )
+from torchrl_vip.offline.corrections import Corrections
 from torchrl_vip.offline.rollouts import roll_out
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "offline_rl.py"
@@ -162,7 +165,7 @@ def test_of_two_habits_it_takes_the_rewarded_one() -> None:
     steps["next", "reward"] = good.float()
     chosen = {}
     for method in ("bc", "rwr"):
-        learner = Learner(steps.clone(), Settings(method, temperature=0.2, steps=300))
+        learner = Learner(steps.clone(), Settings(method, temperature=0.2, horizon=1, steps=300))
         for _ in learner.learn():
             pass
         chosen[method] = learner.actor(steps[:1].clone())["action"].mean().item()
@@ -179,11 +182,13 @@ def test_the_reward_to_come_ends_with_the_episode() -> None:
         1: [1.0, 2.0, 4.0, 8.0, 16.0],
         2: [3.0, 6.0, 4.0, 24.0, 16.0],
         None: [7.0, 6.0, 4.0, 24.0, 16.0],
+        "episode": [7.0, 7.0, 7.0, 24.0, 24.0],
     }
     for horizon, wanted in sums.items():
         assert reward_to_come(reward, episode, horizon)[:, 0].tolist() == wanted
-    with pytest.raises(ValueError, match="horizon=0 is invalid"):
-        reward_to_come(reward, episode, 0)
+    for horizon in (0, "all"):
+        with pytest.raises(ValueError, match=f"horizon={horizon!r} is invalid"):
+            reward_to_come(reward, episode, horizon)
 
 
 def write_labelled(folder: Path, lengths=(5, 4), **changed) -> Path:
@@ -302,6 +307,128 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_bits(tmp_path, method) ->
     for name, value in whole.loss.state_dict().items():
         assert torch.equal(value, again.loss.state_dict()[name]), name
     assert not torch.equal(whole.actor(steps.clone())["action"], steps["action"])
+
+
+def make_displacements(count: int = 400) -> TensorDict:
+    """A hand [2] that actions 0 and 1 move by a tenth, and a gripper that action 2 opens and closes."""
+    random = torch.Generator().manual_seed(0)
+    action = torch.rand(count, 3, generator=random) - 0.5
+    action[:, 2] = (torch.arange(count) // 20 % 2) * 2.0 - 1  # told the same for twenty steps
+    state = torch.randn(count + 1, 3, generator=random)
+    state[0, 2] = -1
+    for t in range(count):
+        state[t + 1, 2] = state[t, 2] + 0.5 * (action[t, 2] - state[t, 2])
+    steps = TensorDict({"action": action, "state": state[:-1].clone()}, [count])
+    then = state[1:].clone()
+    then[:, :2] = steps["state"][:, :2] + 0.1 * action[:, :2]
+    z, following = steps["state"] @ torch.ones(3, 5), then @ torch.ones(3, 5)
+    steps["vip_vec"], steps["next"] = z, TensorDict({"state": then, "vip_vec": following}, [count])
+    return steps
+
+
+def test_a_correction_takes_the_hand_back_to_where_it_would_have_been() -> None:
+    steps = make_displacements()
+    corrections = Corrections(steps, 0.1)
+    assert corrections and corrections.displacements.tolist() == [True, True, False]
+    wanted = torch.tensor([[0.1, 0.0], [0.0, 0.1], [0.0, 0.0]])
+    assert torch.allclose(corrections.response["state"][:, :2], wanted, atol=1e-5)
+    batch = steps.clone()
+    corrections.apply(batch)
+    moved = batch["state"] - steps["state"]
+    seen = batch["vip_vec"] - steps["vip_vec"]
+    assert torch.allclose(seen, moved @ torch.ones(3, 5), atol=1e-4)  # it is seen to be off
+    assert 0.004 < moved[:, :2].std() < 0.006  # a tenth of half an action, which moves a tenth
+    low, high = steps["action"].amin(0), steps["action"].amax(0)
+    inside = ((batch["action"] > low) & (batch["action"] < high))[:, :2].all(1)
+    then = batch["state"][:, :2] + 0.1 * batch["action"][:, :2]
+    assert inside.sum() > 300
+    assert torch.allclose(then[inside], steps["next", "state"][inside, :2], atol=1e-4)
+    assert torch.equal(batch["action"][:, 2], steps["action"][:, 2])
+    assert (batch["action"] <= steps["action"].amax(0)).all()
+
+
+def test_a_gripper_is_no_displacement_and_without_state_nothing_is_corrected() -> None:
+    steps = make_displacements()
+    assert Corrections(steps, 0.3).displacements.tolist() == [True, True, False]
+    assert not Corrections(steps, 0.0)
+    assert not Corrections(steps.exclude("state", ("next", "state")), 0.3)
+    still = steps.clone()
+    still["next", "state"] = still["state"].clone()  # it never moves
+    assert not Corrections(still, 0.3)
+
+
+def test_a_step_is_seen_as_it_is_or_by_one_of_its_shifted_views() -> None:
+    steps = make_steps()
+    steps["vip_views"] = torch.stack([steps["vip_vec"] + 10, steps["vip_vec"] + 20], 1)
+    learner = Learner(steps, Settings("bc", batch_size=400))
+    batch = learner._sample()
+    assert "vip_views" not in batch.keys() and batch["vip_vec"].shape == (400, 6)
+    by = (batch["vip_vec"][:, 0].round() / 10).round().clamp(0, 2)
+    shares = [(by == n).float().mean().item() for n in range(3)]
+    assert min(shares) > 0.2
+    assert batch["state"].isfinite().all()
+
+
+def test_the_policy_is_the_mean_over_updates() -> None:
+    learner = Learner(make_steps(), Settings("bc", steps=3, average=0.5))
+    seen = []
+    for _ in learner.learn():
+        seen.append(learner._actor.state_dict()["module.0.module.mlp.0.bias"].clone())
+    # decays .1 after a copy of the first: min(.5, 2 / 11), min(.5, 3 / 12)
+    mean = seen[0]
+    for count, now in enumerate(seen[1:], 1):
+        decay = min(0.5, (1 + count) / (10 + count))
+        mean = decay * mean + (1 - decay) * now
+    found = learner.actor.state_dict()["module.0.module.mlp.0.bias"]
+    assert torch.allclose(found, mean, atol=1e-7) and not torch.allclose(found, seen[-1])
+
+
+def test_shifted_views_are_of_the_frames_and_are_kept(tmp_path) -> None:
+    from torchrl_vip.offline.views import random_shifts
+
+    frames = torch.arange(28 * 28).reshape(1, 1, 28, 28).expand(64, 3, -1, -1).to(torch.int32)
+    frames = (frames % 251).to(torch.uint8)
+    moved = random_shifts(frames, torch.Generator().manual_seed(0))
+    assert moved.shape == frames.shape and moved.dtype == torch.uint8
+    wide = torch.nn.functional.pad(frames[:1].float(), [2] * 4, mode="replicate").byte()[0]
+    crops = [wide[:, y : y + 28, x : x + 28] for y in range(5) for x in range(5)]
+    which = [[n for n, crop in enumerate(crops) if torch.equal(crop, one)] for one in moved]
+    assert all(which) and len({n for ns in which for n in ns}) > 15
+
+    folder = write_labelled(tmp_path / "set")
+    options = {"encoder": "tiny", "views": 2, "show": False}
+    views = shifted_views(folder, tmp_path / "store", **options)
+    assert views.shape[:2] == (9, 2) and views.isfinite().all()
+    (file, _) = sorted((tmp_path / "store").rglob("*.safetensors"))
+    file.unlink()  # as after a kill
+    assert torch.equal(shifted_views(folder, tmp_path / "store", **options), views)
+    with pytest.raises(ValueError, match="another encoder made these: give --encoder"):
+        read_steps(folder, views=views)
+
+
+def test_views_of_a_memory_mapped_tensordict_lie_at_its_steps(tmp_path) -> None:
+    steps = make_steps().exclude(("next", "done"), ("next", "terminated"))
+    steps["pixels"] = torch.arange(40, dtype=torch.uint8)[:, None, None, None].repeat(1, 32, 32, 3)
+    steps["next", "pixels"] = steps["pixels"].roll(-1, 0)
+    steps["next", "done"] = steps["episode"][:, None] != steps["episode"].roll(-1)[:, None]
+    steps.memmap(tmp_path / "steps")
+    options = {"encoder": "tiny", "views": 2, "show": False}
+    views = shifted_views(tmp_path / "steps", tmp_path / "store", **options)
+    assert views.shape[:2] == (40, 2) and views.isfinite().all()
+    whole = load_vip("tiny").eval()(steps["pixels"])  # a frame of one colour is the same shifted
+    assert torch.allclose(views[:, 0], whole, atol=1e-3)
+
+
+def test_views_are_of_the_steps_frames(tmp_path) -> None:
+    folder = write_labelled(tmp_path / "set")
+    at = torch.tensor([0.0, 1, 2, 3, 4, 10, 11, 12, 13])
+    views = (at[:, None] + torch.tensor([0.1, 0.2]))[..., None].repeat(1, 1, 4)
+    steps = read_steps(folder, views=views)
+    assert torch.equal(steps["vip_views"], views[[0, 1, 2, 3, 5, 6, 7]])
+    with pytest.raises(ValueError, match="9 rows, and 8 rows of views"):
+        read_steps(folder, views=views[1:])
+    with pytest.raises(ValueError, match="give --encoder"):
+        read_steps(folder, views=views + 20)
 
 
 def test_a_checkpoint_of_other_settings_or_damaged_is_refused(tmp_path) -> None:

@@ -8,6 +8,7 @@ from torchrl_vip.offline.learner import METHODS, Learner, Settings, load_policy,
 from torchrl_vip.offline.losses import RWRLoss
 from torchrl_vip.offline.policies import make_actor
 from torchrl_vip.offline.steps import read_steps, reward_to_come
+from torchrl_vip.offline.views import shifted_views
 
 __all__ = [
     "METHODS",
@@ -19,4 +20,5 @@ __all__ = [
     "read_steps",
     "reward_to_come",
     "save_policy",
+    "shifted_views",
 ]

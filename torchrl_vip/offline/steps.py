@@ -19,11 +19,17 @@ COLUMNS = {
     "reward": "next.reward",
 }
 """Names of a LeRobot dataset's columns, as the labelling command and LeRobot have them."""
+EPISODE = "episode"
+"""Of :func:`reward_to_come`: the whole episode."""
 FEWEST = 2  # episodes, below which nothing can be learned
 
 
 def read_steps(
-    folder: str | Path, *, columns: dict[str, str] | None = None, state: bool = True
+    folder: str | Path,
+    *,
+    columns: dict[str, str] | None = None,
+    state: bool = True,
+    views: Tensor | None = None,
 ) -> TensorDict:
     """All N steps of a labelled dataset, in order, of all but each episode's last frame.
 
@@ -33,11 +39,13 @@ def read_steps(
     Args:
         columns: other names of a LeRobot dataset's columns, see :data:`COLUMNS`.
         state: whether there is proprioception to read.
+        views: of :func:`torchrl_vip.offline.shifted_views` of the same folder.
 
     Returns:
         ``[N]`` with "vip_vec" float32 ``[N, D]``, "state" ``[N, S]``, "action" ``[N, A]``, "episode" int64
-        ``[N]``, and under "next" "vip_vec", "state", "reward" ``[N, 1]``, "done" and "terminated"
-        ``[N, 1]``. The last step of an episode is done; none is terminated. Steps with a NaN are left out.
+        ``[N]``, with views "vip_views" ``[N, V, D]``, and under "next" "vip_vec", "state", "reward"
+        ``[N, 1]``, "done" and "terminated" ``[N, 1]``. The last step of an episode is done; none is
+        terminated. Steps with a NaN are left out.
 
     Raises:
         ValueError: no such dataset, a column that is not there, fewer than 2 episodes, no step without a NaN,
@@ -48,9 +56,9 @@ def read_steps(
         raise ValueError(f"{folder} is no folder: wanted one that the labelling command wrote.")
     if (folder / "meta" / "info.json").is_file():
         frames = _of_lerobot(folder, {**COLUMNS, **(columns or {})}, state)
-        steps = _following(frames)
+        steps = _following(_with_views(frames, views, folder))
     elif (folder / "meta.json").is_file():
-        steps = _of_memmap(folder, state)
+        steps = _with_views(_of_memmap(folder, state), views, folder)
     else:
         raise ValueError(
             f"{folder} is neither a LeRobot dataset (meta/info.json) nor a memory-mapped tensordict "
@@ -71,6 +79,32 @@ def _of_lerobot(folder: Path, names: dict[str, str], state: bool) -> TensorDict:
     read = {{"embedding": "vip_vec"}.get(key, key): _as_rows(columns[names[key]]) for key in wanted}
     read["episode"] = columns["episode_index"].long()
     return TensorDict(read, [len(read["episode"])])
+
+
+def _with_views(rows: TensorDict, views: Tensor | None, folder: Path) -> TensorDict:
+    if views is None:
+        return rows
+    z = rows["vip_vec"]
+    if len(views) != len(z):
+        raise ValueError(
+            f"{folder} has {len(z)} rows, and {len(views)} rows of views are given: they are another "
+            "dataset's."
+        )
+    if views.shape[2] != z.shape[1] or not _is_nearer(views[:, 0], z):
+        raise ValueError(
+            f"{folder}: its shifted frames lie nowhere near its embeddings, so that another encoder made "
+            "these: give --encoder as the labelling command had it."
+        )
+    return rows.set("vip_views", views)
+
+
+def _is_nearer(views: Tensor, z: Tensor) -> bool:
+    """Whether a frame's view is nearer to it than other frames are, by the median over frames ``[R, D]``."""
+    there = z.isfinite().all(1) & views.isfinite().all(1)
+    views, z = views[there], z[there]
+    others = z[torch.randperm(len(z), generator=torch.Generator().manual_seed(0))]
+    own, other = (views - z).norm(dim=1), (others - z).norm(dim=1)
+    return bool(own.median() <= other.median())
 
 
 def _missing(folder: Path, missing: dict[str, str], there: dict[str, Any]) -> str:
@@ -147,27 +181,29 @@ def _check(steps: TensorDict, folder: Path) -> None:
         )
 
 
-def reward_to_come(reward: Tensor, episode: Tensor, horizon: int | None = 1) -> Tensor:
+def reward_to_come(reward: Tensor, episode: Tensor, horizon: int | str | None = 1) -> Tensor:
     """The sum of the rewards of the next ``horizon`` steps, or of all that follow in the episode.
 
     Args:
         reward: ``[N, 1]``, the steps of an episode one after another.
         episode: int64 ``[N]``.
-        horizon: 1 is the reward itself, as in the paper; None goes to the episode's end.
+        horizon: 1 is the reward itself, as in the paper; None goes to the episode's end; "episode" is the
+            whole episode's return, the same for all its steps.
 
     Returns:
         ``[N, 1]``.
 
     Raises:
-        ValueError: a horizon below 1.
+        ValueError: another horizon, or below 1.
     """
-    if horizon is not None and horizon < 1:
-        raise ValueError(f"horizon={horizon} is invalid: wanted 1 or more, or None.")
+    if horizon not in (None, EPISODE) and not (isinstance(horizon, int) and horizon >= 1):
+        raise ValueError(f"horizon={horizon!r} is invalid: wanted 1 or more, None, or {EPISODE!r}.")
     result = torch.empty_like(reward)
     for number in episode.unique():
         mine = (episode == number).nonzero()[:, 0]
         total = torch.cat([reward.new_zeros(1), reward[mine, 0].double().cumsum(0)])
-        steps = torch.arange(len(mine))
-        until = (steps + (horizon or len(mine))).clamp_max(len(mine))
-        result[mine, 0] = (total[until] - total[:-1]).to(result.dtype)
+        begin = torch.arange(len(mine)) * (horizon != EPISODE)
+        ahead = horizon if isinstance(horizon, int) else len(mine)
+        until = (begin + ahead).clamp_max(len(mine))
+        result[mine, 0] = (total[until] - total[begin]).to(result.dtype)
     return result

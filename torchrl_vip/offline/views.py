@@ -1,0 +1,105 @@
+"""Frozen embeddings of shifted frames: random shifts (Kostrikov et al., DrQ, ICLR 2021) for a policy that
+never sees a pixel.
+
+Ten demonstrations show ten places of a thing. A frame that is shifted by a few pixels shows the hand and the
+thing as they are to one another, elsewhere: what to do does not change.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+from tqdm import tqdm
+
+from torchrl_vip.data.clip import ArrayRows, Clip
+from torchrl_vip.data.reading import read_frames
+from torchrl_vip.encoders import FrozenEncoder
+from torchrl_vip.label.job import announced, episodes_of
+from torchrl_vip.label.rows import padded
+from torchrl_vip.label.store import EmbeddingStore
+from torchrl_vip.label.stream import Embedded, End
+from torchrl_vip.weights import load_vip, weights_digest
+
+SHIFT = 1 / 14  # of a frame's side, at most, both ways: 16 of 224 pixels
+BATCH = 64
+
+
+def shifted_views(
+    folder: str | Path,
+    store: str | Path,
+    *,
+    encoder: str | None = None,
+    views: int = 4,
+    camera: str | None = None,
+    seed: int = 0,
+    show: bool = True,
+) -> Tensor:
+    """Embeddings of randomly shifted frames of a labelled dataset.
+
+    What was embedded once is read from the store, so that a stopped run goes on.
+
+    Args:
+        folder: see :func:`torchrl_vip.offline.read_steps`.
+        store: folder of the embeddings.
+        encoder: that labelled the dataset; a checkpoint's name or folder, None is the bundled one.
+        views: V, shifts of each frame.
+        camera: of a dataset with several.
+        seed: of the shifts.
+        show: a progress bar.
+
+    Returns:
+        float32 ``[R, V, D]`` of the R frames of a LeRobot dataset, or the R steps of a memory-mapped
+        tensordict; NaN of what could not be read.
+
+    Raises:
+        FileNotFoundError, ValueError: no frames, or which camera is not said.
+    """
+    clips = episodes_of(Path(folder), camera)
+    frozen = FrozenEncoder(load_vip(encoder))
+    digest = weights_digest(frozen, frozen.image_size, views, SHIFT, seed)[:12]
+    stored = EmbeddingStore(Path(store) / digest)
+    for number, clip in enumerate(tqdm(clips, "shifted frames", disable=not show)):
+        if not stored.has(clip):
+            z = _embed(frozen, clip, views, torch.Generator().manual_seed(seed * 2**20 + number))
+            stored.write(clip, Embedded(number, z, End()))
+    dim = views * frozen.dim
+    rows = torch.cat([_rows(stored.read(clip)[0], clip, dim) for clip in clips])
+    spans = [clip.span for clip in clips if isinstance(clip.span, ArrayRows)]
+    if spans:  # not one after another, as in a ring
+        places = torch.cat([torch.from_numpy(span.rows()) for span in spans])
+        rows = torch.full((int(places.max()) + 1, dim), torch.nan).index_copy(0, places, rows)
+    return rows.unflatten(1, (views, -1))
+
+
+def random_shifts(frames: Tensor, random: torch.Generator) -> Tensor:
+    """Each of ``[B, 3, H, W]`` moved by up to :data:`SHIFT` of its shorter side; its edges are repeated."""
+    most = max(1, round(SHIFT * min(frames.shape[-2:])))
+    wide = F.pad(frames, [most] * 4, padding_mode="edge")
+    corners = torch.randint(0, 2 * most + 1, (len(frames), 2), generator=random).tolist()
+    height, width = frames.shape[-2:]
+    both = zip(wide, corners, strict=True)
+    return torch.stack([frame[:, y : y + height, x : x + width] for frame, (y, x) in both])
+
+
+def _embed(encoder: FrozenEncoder, clip: Clip, views: int, random: torch.Generator) -> Tensor:
+    """``[T, V D]``."""
+    if clip.error:
+        raise ValueError(clip.error)
+    frames = torch.stack(list(read_frames(clip.path, clip.span)))
+    return torch.cat(
+        [
+            torch.cat(
+                [encoder(random_shifts(part, random), channel_dim=-3) for _ in range(views)], -1
+            ).float()
+            for part in frames.split(BATCH)
+        ]
+    )
+
+
+def _rows(z: Tensor, clip: Clip, dim: int) -> Tensor:
+    """Embeddings of a clip's rows; NaN where frames are missing."""
+    z = torch.from_numpy(padded(z.numpy(), announced(clip)))
+    return z[: clip.span.steps] if isinstance(clip.span, ArrayRows) else z
