@@ -28,11 +28,16 @@ from matplotlib.figure import Figure
 from reward_quality import untrained
 from scipy.stats import binomtest, spearmanr
 from tensordict import TensorDict
-from torchrl.envs import EnvBase, RenameTransform, TransformedEnv
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.envs import Compose, EnvBase, RenameTransform, Resize, ToTensorImage, TransformedEnv
+from torchrl.modules import MLP, ConvNet
 from tqdm import tqdm
 
 from torchrl_vip import VIPEncoder, VIPTransform, load_vip
 from torchrl_vip.backbones import load_imagenet
+from torchrl_vip.data.reading import read_frames
+from torchrl_vip.data.sources import find_clips
 from torchrl_vip.data.video import write_video
 from torchrl_vip.demonstrations.record import main as record
 from torchrl_vip.envs import tabletop
@@ -49,11 +54,14 @@ from torchrl_vip.offline import (
     save_policy,
     shifted_views,
 )
+from torchrl_vip.offline.policies import CELLS
 from torchrl_vip.offline.rollouts import UNSEEN, roll_out
 from torchrl_vip.weights import save_vip
 
 torchrl.logger.setLevel("WARNING")
-SIZE = 224
+SIZE, SMALL = 224, 64
+SHRINK = Resize(SMALL, SMALL, in_keys=["small"])
+FIRST = UNSEEN + 1000  # starts: settings were chosen on those before it
 STATE = "observation.environment_state"
 PAPER = {  # on a real robot, %: VIP-RWR, VIP-BC, R3M-RWR, R3M-BC, Scratch-BC
     "close-drawer": (100, 50, 80, 10, 30),
@@ -89,6 +97,7 @@ POLICIES = {
     "ImageNet-BC": Policy("imagenet", "bc"),
     "untrained-RWR": Policy("untrained", "rwr"),
     "untrained-BC": Policy("untrained", "bc"),
+    "scratch-BC": Policy("scratch", "bc"),  # a network of its own, from pixels
 }
 
 
@@ -105,6 +114,45 @@ class Cell:
     @property
     def name(self) -> str:
         return "_".join(map(str, asdict(self).values())).replace(" ", "-").replace(",", "")
+
+
+# --- a policy that learns to see -------------------------------------------------------------------
+
+
+class FromPixels(nn.Module):
+    """DrQ's convolutions and the same MLP as the others, of small frames, which training shifts."""
+
+    def __init__(self, state: int, action: int) -> None:
+        super().__init__()
+        channels = [32] * 4
+        self.see = ConvNet(3, num_cells=channels, kernel_sizes=3, strides=[2, 2, 1, 1])
+        size = self.see(torch.zeros(1, 3, SMALL, SMALL)).shape[1]
+        self.trunk = nn.Sequential(nn.Linear(size, 64), nn.LayerNorm(64), nn.Tanh())
+        self.act = MLP(64 + state, action, num_cells=list(CELLS), activation_class=nn.ReLU)
+
+    def forward(self, small: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        batch = small.shape[:-3]
+        frames = small.flatten(0, -4) if batch else small[None]
+        if self.training:
+            y, x = torch.randint(9, (2,)).tolist()
+            frames = nn.functional.pad(frames.float(), [4] * 4, mode="replicate")
+            frames = frames[..., y : y + SMALL, x : x + SMALL]
+        seen = self.trunk(self.see(frames.float() - 0.5)).reshape(*batch, -1)
+        return torch.tanh(self.act(torch.cat([seen, state], -1)))
+
+
+def scratch_actor(state: int, action: int) -> TensorDictModule:
+    return TensorDictModule(FromPixels(state, action), ["small", "state"], ["action"])
+
+
+def small_frames(labelled: Path) -> torch.Tensor:
+    """The frames of all steps, float16 ``[N, 3, SMALL, SMALL]`` in [0, 1]."""
+    found = []
+    for clip in find_clips(labelled):
+        frames = torch.stack(list(read_frames(clip.path, clip.span))[:-1])
+        seen = TensorDict({"small": frames.float() / 255}, [])
+        found.append(SHRINK(seen)["small"].half())
+    return torch.cat(found)
 
 
 # --- what to learn from -----------------------------------------------------------------------------
@@ -132,8 +180,8 @@ class Workshop:
 
     def encoder(self, name: str, task: str) -> str | None:
         """What ``load_vip`` takes."""
-        if name == "vip":
-            return None
+        if name in ("vip", "scratch"):
+            return None if name == "vip" else name
         if name in self.encoders:
             return self.encoders[name].format(task=task)
         folder = self.work / "encoders" / name
@@ -163,9 +211,13 @@ class Workshop:
 
     def steps(self, task: str, data: str, policy: Policy) -> TensorDict:
         """Labelled steps, with "true_reward": how much nearer each came to what the simulator wants."""
-        labelled = self.labelled(task, data, policy.encoder or "vip")
+        labels = "vip" if policy.encoder in (None, "scratch") else policy.encoder
+        labelled = self.labelled(task, data, labels)
         if policy.encoder is None:
             steps = read_steps(labelled, columns={"state": STATE})
+        elif policy.encoder == "scratch":
+            steps = read_steps(labelled)
+            steps["small"] = small_frames(labelled)
         else:
             store = self.work / "views" / policy.encoder / data / task
             encoder = self.encoder(policy.encoder, task)
@@ -180,13 +232,16 @@ class Workshop:
         elif policy.reward:
             other = read_steps(self.labelled(task, data, policy.reward))
             steps["next", "reward"] = other["next", "reward"].clone()
-        return steps if policy.encoder else steps.exclude("vip_vec", ("next", "vip_vec"))
+        sees = policy.encoder not in (None, "scratch")
+        return steps if sees else steps.exclude("vip_vec", ("next", "vip_vec"))
 
     def trained(self, cell: Cell) -> tuple[Any, dict[str, float]]:
         """The cell's policy, trained where it is missing, and what is known of its weights."""
         file = self.work / "policies" / replace(cell, condition="plain").name / "policy.pt"
+        policy, args = POLICIES[cell.policy], self.args
+        if policy.encoder == "scratch":
+            return self.trained_from_scratch(cell, file), {}
         if not file.exists():
-            policy, args = POLICIES[cell.policy], self.args
             steps = self.steps(cell.task, cell.data, policy)
             chosen = Settings(policy.method, steps=args.steps, seed=cell.seed, **args.settings)
             learner = Learner(steps, chosen)
@@ -201,6 +256,24 @@ class Workshop:
             file.parent.mkdir(parents=True, exist_ok=True)
             save_policy(learner.actor, steps, file, **known)
         return load_policy(file)
+
+    def trained_from_scratch(self, cell: Cell, file: Path) -> TensorDictModule:
+        if file.exists():
+            whole = torch.load(file, weights_only=True)
+            actor = scratch_actor(whole["state"], whole["action"])
+            actor.load_state_dict(whole["weights"])
+            return actor.eval()
+        steps = self.steps(cell.task, cell.data, POLICIES[cell.policy])
+        sizes = {key: steps[key].shape[1] for key in ("state", "action")}
+        torch.manual_seed(cell.seed)
+        chosen = Settings("bc", steps=self.args.steps, seed=cell.seed, correction=0.0)
+        learner = Learner(steps, chosen, scratch_actor(**sizes))
+        for _ in tqdm(learner.learn(), cell.name, total=self.args.steps, leave=False):
+            pass
+        whole = {**sizes, "weights": learner.actor.state_dict()}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, lambda part: torch.save(whole, part))
+        return learner.actor
 
 
 # --- playing ----------------------------------------------------------------------------------------
@@ -220,6 +293,9 @@ def make_env(task: str, encoder: str | None, sees: bool, condition: str, length:
     base = tabletop.make_env(
         task, image_size=SIZE if sees else 16, max_steps=length + 1, randomize=looks
     )
+    if encoder == "scratch":
+        small = ToTensorImage(in_keys=["pixels"], out_keys=["small"])
+        return TransformedEnv(base, Compose(small, SHRINK.clone()))
     if sees:
         return TransformedEnv(base, VIPTransform(encoder, del_keys=False))
     base = TransformedEnv(base, RenameTransform(["state"], ["hand_state"]))
@@ -246,7 +322,7 @@ def play(shop: Workshop, cell: Cell, rollouts: int) -> dict[str, Any]:
     env = make_env(cell.task, path, bool(policy.encoder), cell.condition, args.length)
     solved, lengths, displaced = [], [], []
     for number in tqdm(range(rollouts), cell.name, leave=False):
-        start, moved = UNSEEN + number, []
+        start, moved = FIRST + number, []
         watch = person(env, number, moved) if cell.condition == "displaced" else None
         keep = number < args.films and policy.encoder is not None
         one = roll_out(env, actor, start, steps=args.length, before_step=watch, keep_frames=keep)

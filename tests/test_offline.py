@@ -16,7 +16,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.objectives import BCLoss
 
-from torchrl_vip import load_vip
+from torchrl_vip import FrozenEncoder, load_vip
 from torchrl_vip.functional import (
     effective_sample_size,
     log_reward_weights,
@@ -415,7 +415,9 @@ def test_views_of_a_memory_mapped_tensordict_lie_at_its_steps(tmp_path) -> None:
     options = {"encoder": "tiny", "views": 2, "show": False}
     views = shifted_views(tmp_path / "steps", tmp_path / "store", **options)
     assert views.shape[:2] == (40, 2) and views.isfinite().all()
-    whole = load_vip("tiny").eval()(steps["pixels"])  # a frame of one colour is the same shifted
+    whole = FrozenEncoder(load_vip("tiny"))(
+        steps["pixels"]
+    )  # a frame of one colour is the same shifted
     assert torch.allclose(views[:, 0], whole, atol=1e-3)
 
 

@@ -61,7 +61,7 @@ class Settings:
     horizon: int | str = EPISODE
     gamma: float = 0.98
     noise: float = NOISE
-    correction: float = 0.3
+    correction: float = 0.15
     average: float = 0.999
     steps: int = 20_000
     batch_size: int = 32
@@ -88,6 +88,8 @@ class Learner:
         steps: of :func:`torchrl_vip.offline.read_steps`. With "vip_views" ``[N, V, D]``, of
             :func:`torchrl_vip.offline.shifted_views`, a step is seen by one of these or as it is.
         settings: how to learn.
+        actor: another policy than that of :func:`torchrl_vip.offline.make_actor`, such as one of pixels; what
+            it reads is in the steps.
 
     Attributes:
         actor: the policy, from "vip_vec" and "state" to "action": the mean of what was trained.
@@ -99,12 +101,16 @@ class Learner:
         ValueError: see :class:`torchrl_vip.offline.RWRLoss`.
     """
 
-    def __init__(self, steps: TensorDict, settings: Settings) -> None:
+    def __init__(
+        self, steps: TensorDict, settings: Settings, actor: TensorDictModule | None = None
+    ) -> None:
         torch.manual_seed(settings.seed)
         steps = steps.copy()  # the caller's stay as they are
         self.settings, self.step = settings, 0
         self.about: dict[str, float] = {}
-        self._actor = make_actor(steps, stochastic=settings.method == "iql", noise=settings.noise)
+        self._actor = actor or make_actor(
+            steps, stochastic=settings.method == "iql", noise=settings.noise
+        )
         self._average = AveragedModel(self._actor, multi_avg_fn=partial(_average, settings.average))
         self.actor: TensorDictModule = self._average.module.eval()
         self.corrections = Corrections(steps, settings.correction)
