@@ -434,7 +434,8 @@ def test_online_rl_runs_and_is_only_read_again(tmp_path):
         (
             "offline_rl",
             "--work WORK --tasks close-drawer --policies state-BC VIP-RWR scratch-BC "
-            "--conditions plain displaced --demonstrations 2 --seeds 1 --steps 5 --rollouts 1 --length 5 --films 1",
+            "--conditions plain displaced --demonstrations 2 --seeds 1 --steps 5 --rollouts 1 "
+            "--length 5 --films 1",
         ),
         ("tabletop", "--tasks close-drawer --starts 1 --resets 2 --episodes 1 --workers 1"),
     ],
