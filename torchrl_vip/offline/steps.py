@@ -101,6 +101,8 @@ def _with_views(rows: TensorDict, views: Tensor | None, folder: Path) -> TensorD
 def _is_nearer(views: Tensor, z: Tensor) -> bool:
     """Whether a frame's view is nearer to it than other frames are, by the median over frames ``[R, D]``."""
     there = z.isfinite().all(1) & views.isfinite().all(1)
+    if not there.any():
+        return True  # and nothing to learn from, as is said later
     views, z = views[there], z[there]
     others = z[torch.randperm(len(z), generator=torch.Generator().manual_seed(0))]
     own, other = (views - z).norm(dim=1), (others - z).norm(dim=1)
