@@ -17,7 +17,6 @@ from functools import partial
 
 import common
 import torch
-import torch.nn.functional as F
 import workers
 from common import Config, TrainingReward, arg
 from runs import Run
@@ -37,6 +36,7 @@ from torchrl.modules import MLP, AdditiveGaussianModule, ValueOperator
 from torchrl.objectives import SoftUpdate, TD3Loss
 
 from torchrl_vip import VIPTransform
+from torchrl_vip.functional import random_shift
 
 # -- config -----------------------------------------------------------------------------------------
 
@@ -147,21 +147,6 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor, *others: Tensor) -> Tensor:
         return self.last(self.mlp(torch.cat([self.bottleneck(features), *others], -1)))
-
-
-def random_shift(frames: Tensor, pixels: int) -> Tensor:
-    """Each of ``[B, C, S, S]`` moved by up to ``pixels`` both ways; edges are repeated."""
-    count, size = len(frames), frames.shape[-1]
-    padded = F.pad(frames.float(), (pixels,) * 4, mode="replicate")
-    corner = torch.randint(0, 2 * pixels + 1, (count, 2, 1), device=frames.device)
-    rows, columns = (corner + torch.arange(size, device=frames.device)).unbind(1)  # [B, S] each
-    picked = padded[
-        torch.arange(count, device=frames.device)[:, None, None],
-        :,
-        rows[:, :, None],
-        columns[:, None, :],
-    ]
-    return picked.permute(0, 3, 1, 2)  # indexing put the channels last
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from torchrl_vip.functional import (
     effective_sample_size,
     log_reward_weights,
     normalised_weights,
+    random_shift,
 )
 from torchrl_vip.offline import (
     METHODS,
@@ -384,11 +385,9 @@ def test_the_policy_is_the_mean_over_updates() -> None:
 
 
 def test_shifted_views_are_of_the_frames_and_are_kept(tmp_path) -> None:
-    from torchrl_vip.offline.views import random_shifts
-
     frames = torch.arange(28 * 28).reshape(1, 1, 28, 28).expand(64, 3, -1, -1).to(torch.int32)
     frames = (frames % 251).to(torch.uint8)
-    moved = random_shifts(frames, torch.Generator().manual_seed(0))
+    moved = random_shift(frames, 2, torch.Generator().manual_seed(0))
     assert moved.shape == frames.shape and moved.dtype == torch.uint8
     wide = torch.nn.functional.pad(frames[:1].float(), [2] * 4, mode="replicate").byte()[0]
     crops = [wide[:, y : y + 28, x : x + 28] for y in range(5) for x in range(5)]

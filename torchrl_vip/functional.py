@@ -486,6 +486,28 @@ def ridge(x: Tensor, y: Tensor, weight: Tensor, penalty: float) -> tuple[Tensor,
     return w, mean_y - mean_x @ w
 
 
+def random_shift(frames: Tensor, pixels: int, generator: torch.Generator | None = None) -> Tensor:
+    """Each frame moved by up to ``pixels`` both ways; edges are repeated.
+
+    Source: Kostrikov et al., DrQ, ICLR 2021.
+
+    Args:
+        frames: ``[B, C, H, W]``, of any dtype.
+        generator: of the shifts; None is torch's own.
+
+    Returns:
+        ``[B, C, H, W]``, of the same dtype.
+    """
+    wide = F.pad(frames, [pixels] * 4, padding_mode="edge")
+    corners = torch.randint(0, 2 * pixels + 1, (len(frames), 2, 1), generator=generator)
+    (height, width), device = frames.shape[-2:], frames.device
+    rows = corners[:, 0].to(device) + torch.arange(height, device=device)  # [B, H]
+    columns = corners[:, 1].to(device) + torch.arange(width, device=device)
+    each = torch.arange(len(frames), device=device)[:, None, None]
+    moved = wide[each, :, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2)  # indexing put the channels last
+
+
 def decoy_loss(
     z_idle: Tensor,
     z_start: Tensor,

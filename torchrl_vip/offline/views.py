@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from torchrl_vip.data.clip import ArrayRows, Clip
 from torchrl_vip.data.reading import read_frames
 from torchrl_vip.encoders import FrozenEncoder
+from torchrl_vip.functional import random_shift
 from torchrl_vip.label.job import announced, episodes_of
 from torchrl_vip.label.rows import padded
 from torchrl_vip.label.store import EmbeddingStore
@@ -74,25 +74,17 @@ def shifted_views(
     return rows.unflatten(1, (views, -1))
 
 
-def random_shifts(frames: Tensor, random: torch.Generator) -> Tensor:
-    """Each of ``[B, 3, H, W]`` moved by up to :data:`SHIFT` of its shorter side; its edges are repeated."""
-    most = max(1, round(SHIFT * min(frames.shape[-2:])))
-    wide = F.pad(frames, [most] * 4, padding_mode="edge")
-    corners = torch.randint(0, 2 * most + 1, (len(frames), 2), generator=random).tolist()
-    height, width = frames.shape[-2:]
-    both = zip(wide, corners, strict=True)
-    return torch.stack([frame[:, y : y + height, x : x + width] for frame, (y, x) in both])
-
-
 def _embed(encoder: FrozenEncoder, clip: Clip, views: int, random: torch.Generator) -> Tensor:
     """``[T, V D]``."""
     if clip.error:
         raise ValueError(clip.error)
     frames = torch.stack(list(read_frames(clip.path, clip.span)))
+    most = max(1, round(SHIFT * min(frames.shape[-2:])))
     return torch.cat(
         [
             torch.cat(
-                [encoder(random_shifts(part, random), channel_dim=-3) for _ in range(views)], -1
+                [encoder(random_shift(part, most, random), channel_dim=-3) for _ in range(views)],
+                -1,
             ).float()
             for part in frames.split(BATCH)
         ]
