@@ -248,6 +248,8 @@ def test_ctrl_c_is_a_line_that_says_how_to_go_on(workers, tmp_path):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
+        # a shell's background job, and so its children, ignore Ctrl-C
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     rows = tmp_path / "csv/scalars/train/return.csv"
     try:
