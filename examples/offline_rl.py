@@ -1,7 +1,7 @@
 """Twenty labelled demonstrations become a policy: reward-weighted regression on frozen embeddings.
 
     python -m torchrl_vip.demonstrations.record --task push-bottle --successes 10 --failures 10 \\
-        --format lerobot --out DEMOS                                            # or your own dataset
+        --size 224 --format lerobot --out DEMOS                                 # or your own dataset
     python -m torchrl_vip.label DEMOS/push-bottle --goal mean-last --out LABELLED
     python examples/offline_rl.py LABELLED --task push-bottle --out run         # policy.pt, film_0.mp4
 
@@ -27,9 +27,11 @@ from torchrl.record import CSVLogger
 from tqdm import tqdm
 
 from torchrl_vip import VIPTransform
+from torchrl_vip.data.reading import read_frames
 from torchrl_vip.data.video import write_video
 from torchrl_vip.envs import SUITES, load_suite
 from torchrl_vip.files import write_whole
+from torchrl_vip.label.job import episodes_of
 from torchrl_vip.offline import (
     METHODS,
     Learner,
@@ -77,7 +79,7 @@ def parse_args() -> argparse.Namespace:
     add("--task", help="play it after training")
     add("--encoder", help="that labelled the dataset (the bundled one)")
     add("--camera", help="of the demonstrations (the suite's own)")
-    add("--image-size", type=int, default=224, help="of the rendered frames (%(default)s)")
+    add("--image-size", type=int, help="of the rendered frames (the demonstrations')")
     add("--rollouts", type=int, default=50, help="from starts that no one has seen (%(default)s)")
     add("--length", type=int, default=100, help="of a roll-out at most, steps (%(default)s)")
     add("--checkpoint-every", type=int, default=2000, help="updates (%(default)s)")
@@ -88,8 +90,9 @@ def parse_args() -> argparse.Namespace:
         args.steps, args.rollouts, args.length, args.checkpoint_every = 20, 2, 20, 10
     if args.views < 0:
         parser.error(f"--views {args.views}: wanted 0 or more")
-    if args.checkpoint_every < 1 or args.rollouts < 1 or args.length < 1 or args.image_size < 1:
-        parser.error("--checkpoint-every, --rollouts, --length, --image-size: wanted 1 or more")
+    for name in ("checkpoint_every", "rollouts", "length", "image_size"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} {value}: wanted 1 or more")
     return args
 
 
@@ -115,6 +118,15 @@ def train(args: argparse.Namespace, learner: Learner) -> None:
             learner.save(checkpoint)
         bar.update()
     bar.close()
+
+
+def size_of_frames(args: argparse.Namespace) -> int:
+    """Of the demonstrations: a policy that learned from frames of another size sees other embeddings."""
+    clip = episodes_of(args.labelled, args.camera)[0]
+    height, width = next(iter(read_frames(clip.path, clip.span))).shape[-2:]
+    if height != width:
+        raise ValueError(f"frames of {width} x {height} cannot be rendered: give --image-size.")
+    return height
 
 
 def make_env(args: argparse.Namespace) -> EnvBase:
@@ -153,6 +165,8 @@ def main() -> None:
     if (checkpoint := args.out / "checkpoint.pt").exists() != args.resume:
         there = "has no run to go on with" if args.resume else "has a run: --resume goes on with it"
         terminal.fail(f"--out {args.out} {there}, or give another folder")
+    if args.task and args.image_size is None:
+        args.image_size = size_of_frames(args)
     if args.views:
         options = {"encoder": args.encoder, "views": args.views, "camera": args.camera}
         steps = read(views=shifted_views(args.labelled, args.out / "views", **options))

@@ -500,11 +500,12 @@ def test_the_example_goes_from_a_labelled_folder_to_a_film(tmp_path) -> None:
             str(labelled),
         ]
     )
-    settings = "--smoke --encoder tiny --image-size 64 --task close-drawer --out".split()
+    settings = "--smoke --encoder tiny --task close-drawer --out".split()
     done = run(str(labelled), *settings, str(out))
     assert done.returncode == 0, done.stderr
     result = json.loads((out / "result.json").read_text())
     assert result["rollouts"] == 2 and 0 < result["effective_sample_size"] <= 1
+    assert result["settings"]["image_size"] == 64  # the demonstrations'
     assert (out / "film_0.mp4").stat().st_size > 500
     assert load_policy(out / "policy.pt")[1]["encoder"] == "tiny"
     again = run(str(labelled), *settings, str(out))
