@@ -324,6 +324,7 @@ def make_displacements(count: int = 400) -> TensorDict:
     then[:, :2] = steps["state"][:, :2] + 0.1 * action[:, :2]
     z, following = steps["state"] @ torch.ones(3, 5), then @ torch.ones(3, 5)
     steps["vip_vec"], steps["next"] = z, TensorDict({"state": then, "vip_vec": following}, [count])
+    steps["episode"] = torch.arange(count) // 200
     return steps
 
 
@@ -334,6 +335,7 @@ def test_a_correction_takes_the_hand_back_to_where_it_would_have_been() -> None:
     wanted = torch.tensor([[0.1, 0.0], [0.0, 0.1], [0.0, 0.0]])
     assert torch.allclose(corrections.response["state"][:, :2], wanted, atol=1e-5)
     batch = steps.clone()
+    batch["corrected"] = corrections.corrected
     corrections.apply(batch)
     moved = batch["state"] - steps["state"]
     seen = batch["vip_vec"] - steps["vip_vec"]
@@ -343,6 +345,9 @@ def test_a_correction_takes_the_hand_back_to_where_it_would_have_been() -> None:
     inside = ((batch["action"] > low) & (batch["action"] < high))[:, :2].all(1)
     then = batch["state"][:, :2] + 0.1 * batch["action"][:, :2]
     assert inside.sum() > 300
+    # while the gripper begins to open or close nothing is moved; step 200 begins an episode
+    alone = [t for t in range(400) if t % 20 < 3 and t > 2 and not 200 <= t < 203]
+    assert (moved.abs().sum(1) == 0).nonzero()[:, 0].tolist() == alone
     assert torch.allclose(then[inside], steps["next", "state"][inside, :2], atol=1e-4)
     assert torch.equal(batch["action"][:, 2], steps["action"][:, 2])
     assert (batch["action"] <= steps["action"].amax(0)).all()
@@ -356,6 +361,13 @@ def test_a_gripper_is_no_displacement_and_without_state_nothing_is_corrected() -
     still = steps.clone()
     still["next", "state"] = still["state"].clone()  # it never moves
     assert not Corrections(still, 0.3)
+
+
+def test_an_action_that_sets_a_number_is_no_displacement_however_much_that_changes() -> None:
+    steps = make_displacements()
+    steps["action"][:, 2] = torch.arange(400) % 2 * 2.0 - 1  # told otherwise at every step
+    steps["state"][:, 2], steps["next", "state"][:, 2] = -steps["action"][:, 2], steps["action"][:, 2]
+    assert Corrections(steps, 0.3).displacements.tolist() == [True, True, False]
 
 
 def test_a_step_is_seen_as_it_is_or_by_one_of_its_shifted_views() -> None:

@@ -114,6 +114,7 @@ class Learner:
         self._average = AveragedModel(self._actor, multi_avg_fn=partial(_average, settings.average))
         self.actor: TensorDictModule = self._average.module.eval()
         self.corrections = Corrections(steps, settings.correction)
+        steps["corrected"] = self.corrections.corrected
         self.weights: Tensor | None = None
         self.loss = self._make_loss(steps)
         self.targets = None
