@@ -366,7 +366,10 @@ def test_a_gripper_is_no_displacement_and_without_state_nothing_is_corrected() -
 def test_an_action_that_sets_a_number_is_no_displacement_however_much_that_changes() -> None:
     steps = make_displacements()
     steps["action"][:, 2] = torch.arange(400) % 2 * 2.0 - 1  # told otherwise at every step
-    steps["state"][:, 2], steps["next", "state"][:, 2] = -steps["action"][:, 2], steps["action"][:, 2]
+    steps["state"][:, 2], steps["next", "state"][:, 2] = (
+        -steps["action"][:, 2],
+        steps["action"][:, 2],
+    )
     assert Corrections(steps, 0.3).displacements.tolist() == [True, True, False]
 
 
