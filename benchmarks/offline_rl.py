@@ -110,10 +110,12 @@ class Cell:
     policy: str
     seed: int
     condition: str = "plain"
+    settings: str = ""  # "name=value, ..." of those that are not the default
 
     @property
     def name(self) -> str:
-        return "_".join(map(str, asdict(self).values())).replace(" ", "-").replace(",", "")
+        parts = [str(value) for value in asdict(self).values() if value != ""]
+        return "_".join(parts).replace(" ", "-").replace(",", "")
 
 
 # --- a policy that learns to see -------------------------------------------------------------------
@@ -339,12 +341,13 @@ def play(shop: Workshop, cell: Cell, rollouts: int) -> dict[str, Any]:
 
 
 def cells(args: argparse.Namespace) -> Iterator[Cell]:
+    settings = ", ".join(f"{name}={value}" for name, value in args.settings.items())
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for task in args.tasks:
             for data in args.data:
                 for policy in args.policies:
                     for condition in args.conditions:
-                        yield Cell(task, data, policy, seed, condition)
+                        yield Cell(task, data, policy, seed, condition, settings)
 
 
 # --- the report -------------------------------------------------------------------------------------
@@ -356,7 +359,8 @@ def wilson(used: list[bool]) -> tuple[float, float, float]:
     return 100 * float(np.mean(used)), 100 * low, 100 * high
 
 
-def gather(rows: list[dict], **chosen: Any) -> list[dict]:
+def gather(rows: list[dict], settings: str = "", **chosen: Any) -> list[dict]:
+    chosen["settings"] = settings
     found = [row for row in rows if all(row[k] == v for k, v in chosen.items())]
     return sorted(found, key=lambda row: row["seed"])
 
@@ -429,6 +433,24 @@ def weights_table(rows: list[dict], data: str) -> list[str]:
     return lines
 
 
+def settings_table(rows: list[dict]) -> list[str]:
+    """Of cells with other settings than the defaults, and beside them those with the defaults."""
+    head = ["task", "data", "policy", "settings", "effective sample size", "solved", "roll-outs"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    of = ("task", "data", "policy", "seed", "condition")
+    tried = {tuple(row[key] for key in of) for row in rows if row["settings"]}
+    for row in sorted(rows, key=lambda row: (*(row[key] for key in of), row["settings"])):
+        if tuple(row[key] for key in of) in tried:
+            mean, low, high = wilson(row["solved"])
+            size = row.get("effective_sample_size")
+            lines.append(
+                f"| {row['task']} | {row['data']} | {row['policy']} | {row['settings'] or 'default'} | "
+                f"{'–' if size is None else f'{size:.2f}'} | {mean:.0f} [{low:.0f}, {high:.0f}] | "
+                f"{len(row['solved'])} |"
+            )
+    return lines if len(lines) > 2 else []
+
+
 def draw(rows: list[dict], data: str, path: Path) -> None:
     """Bars of success with their intervals: a panel a task, a bar a policy, lighter once displaced."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -468,6 +490,8 @@ def report(args: argparse.Namespace) -> str:
                         text += [f"{first} minus {second}, the same starts:", "", *lines, ""]
         text += [f"## {data} demonstrations: weights", "", *weights_table(rows, data), ""]
         draw(rows, data, args.out / f"offline_rl_{data}.png")
+    if lines := settings_table(rows):
+        text += ["## Other settings: solved, %", "", *lines, ""]
     text += ["## The paper's, on a real robot, %", "", columns, "|---" * 6 + "|"]
     text += [f"| {task} | {' | '.join(map(str, numbers))} |" for task, numbers in PAPER.items()]
     result = {"about": about(), "rows": rows}

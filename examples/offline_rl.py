@@ -62,7 +62,11 @@ def parse_args() -> argparse.Namespace:
     add("--horizon", type=_horizon, default=default.horizon, help=f"{horizon} (%(default)s)")
     noise = "on the policy's inputs in training, in parts of their deviation"
     add("--noise", type=float, default=default.noise, help=f"{noise} (%(default)s)")
-    add("--views", type=int, default=4, help="shifts of each frame; 0: none (%(default)s)")
+    add("--views", type=int, default=8, help="shifts of each frame; 0: none (%(default)s)")
+    colour = (
+        "of every second shift: change of brightness, contrast, saturation; a fifth of it, of hue"
+    )
+    add("--colour", type=float, default=0.5, help=f"{colour} (%(default)s)")
     correction = "noise on displacements and what undoes it, in parts of the largest; 0: none"
     add("--correction", type=float, default=default.correction, help=f"{correction} (%(default)s)")
     average = "decay of the mean of the policy's weights over updates"
@@ -90,6 +94,8 @@ def parse_args() -> argparse.Namespace:
         args.steps, args.rollouts, args.length, args.checkpoint_every = 20, 2, 20, 10
     if args.views < 0:
         parser.error(f"--views {args.views}: wanted 0 or more")
+    if not 0 <= args.colour <= 1:
+        parser.error(f"--colour {args.colour:g}: wanted 0 to 1")
     for name in ("checkpoint_every", "rollouts", "length", "image_size"):
         if (value := getattr(args, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value}: wanted 1 or more")
@@ -168,7 +174,7 @@ def main() -> None:
     if args.task and args.image_size is None:
         args.image_size = size_of_frames(args)
     if args.views:
-        options = {"encoder": args.encoder, "views": args.views, "camera": args.camera}
+        options = {name: getattr(args, name) for name in ("encoder", "views", "colour", "camera")}
         steps = read(views=shifted_views(args.labelled, args.out / "views", **options))
     learner = Learner(steps, chosen)
     if args.resume:

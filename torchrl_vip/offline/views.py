@@ -1,8 +1,9 @@
 """Frozen embeddings of shifted frames: random shifts (Kostrikov et al., DrQ, ICLR 2021) for a policy that
 never sees a pixel.
 
-Ten demonstrations show ten places of a thing. A frame that is shifted by a few pixels shows the hand and the
-thing as they are to one another, elsewhere: what to do does not change.
+Ten demonstrations show ten places of a thing, under one light. A frame that is shifted by a few pixels shows
+the hand and the thing as they are to one another, elsewhere; one in other colours, under another light. What
+to do does not change.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import torchvision.transforms.v2.functional as F
 from torch import Tensor
+from torchvision.transforms.v2 import ColorJitter
 from tqdm import tqdm
 
 from torchrl_vip.data.clip import ArrayRows, Clip
 from torchrl_vip.data.reading import read_frames
 from torchrl_vip.encoders import FrozenEncoder
-from torchrl_vip.functional import random_shift
+from torchrl_vip.functional import random_shift, resize_size
 from torchrl_vip.label.job import announced, episodes_of
 from torchrl_vip.label.rows import padded
 from torchrl_vip.label.store import EmbeddingStore
@@ -24,6 +27,7 @@ from torchrl_vip.label.stream import Embedded, End
 from torchrl_vip.weights import load_vip, weights_digest
 
 SHIFT = 1 / 14  # of a frame's side, at most, both ways: 16 of 224 pixels
+HUE = 0.2  # of colour: a red thing stays a red thing
 BATCH = 64
 
 
@@ -32,7 +36,8 @@ def shifted_views(
     store: str | Path,
     *,
     encoder: str | None = None,
-    views: int = 4,
+    views: int = 8,
+    colour: float = 0.5,
     camera: str | None = None,
     seed: int = 0,
     show: bool = True,
@@ -46,6 +51,8 @@ def shifted_views(
         store: folder of the embeddings.
         encoder: that labelled the dataset; a checkpoint's name or folder, None is the bundled one.
         views: V, shifts of each frame.
+        colour: of every second view brightness, contrast and saturation change by a factor in
+            [1 - colour, 1 + colour], and the hue by up to a fifth of it, in parts of its circle.
         camera: of a dataset with several.
         seed: of the shifts.
         show: a progress bar.
@@ -55,15 +62,17 @@ def shifted_views(
         tensordict; NaN of what could not be read.
 
     Raises:
-        FileNotFoundError, ValueError: no frames, or which camera is not said.
+        FileNotFoundError, ValueError: no frames, which camera is not said, or a colour outside [0, 1].
     """
+    if not 0 <= colour <= 1:
+        raise ValueError(f"colour={colour} is invalid: wanted 0 to 1.")
     clips = episodes_of(Path(folder), camera)
     frozen = FrozenEncoder(load_vip(encoder))
-    digest = weights_digest(frozen, frozen.image_size, views, SHIFT, seed)[:12]
+    digest = weights_digest(frozen, frozen.image_size, views, SHIFT, colour, seed)[:12]
     stored = EmbeddingStore(Path(store) / digest)
     for number, clip in enumerate(tqdm(clips, "shifted frames", disable=not show)):
         if not stored.has(clip):
-            z = _embed(frozen, clip, views, torch.Generator().manual_seed(seed * 2**20 + number))
+            z = _embed(frozen, clip, views, colour, seed * 2**20 + number)
             stored.write(clip, Embedded(number, z, End()))
     dim = views * frozen.dim
     rows = torch.cat([_rows(stored.read(clip)[0], clip, dim) for clip in clips])
@@ -74,21 +83,26 @@ def shifted_views(
     return rows.unflatten(1, (views, -1))
 
 
-def _embed(encoder: FrozenEncoder, clip: Clip, views: int, random: torch.Generator) -> Tensor:
+def _embed(encoder: FrozenEncoder, clip: Clip, views: int, colour: float, seed: int) -> Tensor:
     """``[T, V D]``."""
     if clip.error:
         raise ValueError(clip.error)
     frames = torch.stack(list(read_frames(clip.path, clip.span)))
+    frames = F.resize(frames, [resize_size(encoder.image_size)])  # the encoder's own first step
     most = max(1, round(SHIFT * min(frames.shape[-2:])))
-    return torch.cat(
-        [
-            torch.cat(
-                [encoder(random_shift(part, most, random), channel_dim=-3) for _ in range(views)],
-                -1,
-            ).float()
-            for part in frames.split(BATCH)
-        ]
-    )
+    jitter = ColorJitter(colour, colour, colour, HUE * colour)
+    random = torch.Generator().manual_seed(seed)
+
+    def see(part: Tensor, view: int) -> Tensor:
+        part = random_shift(part, most, random)
+        if view % 2 and colour:
+            part = torch.stack([jitter(frame) for frame in part])
+        return encoder(part, channel_dim=-3).float()
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # which is where ColorJitter draws from
+        seen = [[see(part, view) for view in range(views)] for part in frames.split(BATCH)]
+    return torch.cat([torch.cat(of_part, 1) for of_part in seen])
 
 
 def _rows(z: Tensor, clip: Clip, dim: int) -> Tensor:
