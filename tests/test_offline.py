@@ -209,7 +209,8 @@ def write_labelled(folder: Path, lengths=(5, 4), **changed) -> Path:
             }
             for name, change in changed.items():
                 columns = change(columns) if name == "change" else columns
-            frames = np.zeros((length, 16, 16, 3), np.uint8)
+            stripes = np.arange(0, 256, 16, dtype=np.uint8)[:, None, None]
+            frames = np.tile(stripes, (length, 1, 16, 3))
             writer.add_episode({"observation.images.top": frames}, columns, "push")
     return folder
 
@@ -416,6 +417,11 @@ def test_shifted_views_are_of_the_frames_and_are_kept(tmp_path) -> None:
     (file, _) = sorted((tmp_path / "store").rglob("*.safetensors"))
     file.unlink()  # as after a kill
     assert torch.equal(shifted_views(folder, tmp_path / "store", **options), views)
+    plain = shifted_views(folder, tmp_path / "store", colour=0.0, **options)
+    assert torch.equal(plain[:, 0], views[:, 0])  # every second one has other colours
+    assert ((plain[:, 1] - views[:, 1]).norm(dim=1) > 1e-3).all()
+    with pytest.raises(ValueError, match="colour=2 is invalid: wanted 0 to 1"):
+        shifted_views(folder, tmp_path / "store", colour=2, **options)
     with pytest.raises(ValueError, match="another encoder made these: give --encoder"):
         read_steps(folder, views=views)
 
