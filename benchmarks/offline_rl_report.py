@@ -67,6 +67,14 @@ def success_table(
     return lines
 
 
+def at_the_same_starts(rows: list[dict], data: str) -> list[dict]:
+    """Of the first seed, the roll-outs of which every policy has played the start."""
+    first = [row for row in gather(rows, data=data, condition="plain") if row["seed"] == 0]
+    starts = min((len(row["solved"]) for row in first), default=0)
+    cut = ("solved", "displaced")
+    return [{**row, **{key: row[key][:starts] for key in cut}} for row in first]
+
+
 def paired(rows: list[dict], data: str, first: str, second: str, condition: str) -> list[str]:
     """Differences over the same seeds and starts, in points, with a bootstrap interval."""
     lines = ["| task | difference | 95 % |", "|---|---|---|"]
@@ -105,21 +113,23 @@ def weights_table(rows: list[dict], policies: Sequence[str], data: str) -> list[
 
 
 def settings_table(rows: list[dict]) -> list[str]:
-    """Of cells with other settings than the defaults, and beside them those with the defaults."""
+    """Of cells with other settings than the defaults, and those with the defaults, from the same starts."""
     head = ["task", "data", "policy", "settings", "effective sample size", "solved", "roll-outs"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     of = ("task", "data", "policy", "seed", "condition")
     tried = {tuple(row[key] for key in of) for row in rows if row["settings"]}
-    for row in sorted(rows, key=lambda row: (*(row[key] for key in of), row["settings"])):
-        if tuple(row[key] for key in of) in tried:
-            mean, low, high = wilson(row["solved"])
+    for cell in sorted(tried):
+        group = [row for row in rows if tuple(row[key] for key in of) == cell]
+        starts = min(len(row["solved"]) for row in group)
+        for row in sorted(group, key=lambda row: row["settings"]):
+            mean, low, high = wilson(row["solved"][:starts])
             size = row.get("effective_sample_size")
             lines.append(
                 f"| {row['task']} | {row['data']} | {row['policy']} | {row['settings'] or 'default'} | "
                 f"{'–' if size is None else f'{size:.2f}'} | {mean:.0f} [{low:.0f}, {high:.0f}] | "
-                f"{len(row['solved'])} |"
+                f"{starts} |"
             )
-    return lines if len(lines) > 2 else []
+    return lines if tried else []
 
 
 def draw(rows: list[dict], policies: Sequence[str], data: str, path: Path) -> None:
@@ -163,6 +173,9 @@ def tables(rows: list[dict], policies: Sequence[str], out: Path) -> list[str]:
                     lines = paired(rows, data, *pair, condition)
                     if len(lines) > 2:
                         text += [f"{pair[0]} minus {pair[1]}, the same starts:", "", *lines, ""]
+        first = at_the_same_starts(rows, data)
+        text += [f"## {data} demonstrations, plain, the same starts for all: solved, %", ""]
+        text += [*success_table(first, policies, data, "plain"), ""]
         text += [f"## {data} demonstrations: weights", "", *weights_table(rows, policies, data), ""]
         draw(rows, policies, data, out / f"offline_rl_{data}.png")
     if lines := settings_table(rows):
