@@ -68,7 +68,7 @@ def success_table(
 
 
 def at_the_same_starts(rows: list[dict], data: str) -> list[dict]:
-    """Of the first seed, the roll-outs of which every policy has played the start."""
+    """Roll-outs of seed 0 whose start every policy has played."""
     first = [row for row in gather(rows, data=data, condition="plain") if row["seed"] == 0]
     starts = min((len(row["solved"]) for row in first), default=0)
     cut = ("solved", "displaced")
@@ -173,9 +173,9 @@ def tables(rows: list[dict], policies: Sequence[str], out: Path) -> list[str]:
                     lines = paired(rows, data, *pair, condition)
                     if len(lines) > 2:
                         text += [f"{pair[0]} minus {pair[1]}, the same starts:", "", *lines, ""]
-        first = at_the_same_starts(rows, data)
-        text += [f"## {data} demonstrations, plain, the same starts for all: solved, %", ""]
-        text += [*success_table(first, policies, data, "plain"), ""]
+        if first := at_the_same_starts(rows, data):
+            text += [f"## {data} demonstrations, plain, the same starts for all: solved, %", ""]
+            text += [*success_table(first, policies, data, "plain"), ""]
         text += [f"## {data} demonstrations: weights", "", *weights_table(rows, policies, data), ""]
         draw(rows, policies, data, out / f"offline_rl_{data}.png")
     if lines := settings_table(rows):
